@@ -1,0 +1,3 @@
+from iqc.cli import main
+
+main()
