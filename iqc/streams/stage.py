@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from iqc.errors import BadRecord
+
 Record = dict[str, Any]
 
 
@@ -23,10 +25,34 @@ class Dropped:
     threshold: Any = None
 
 
-Transform = Callable[[Record], Iterable[Record | Dropped]]
+@dataclass(slots=True)
+class Raw:
+    """What a source stage yields beside its records: the SHA-256 and size of one raw thing that it read."""
+
+    digest: bytes
+    size: int
+
+
+Transform = Callable[[Any], Iterable[Any]]  # of Record, Dropped and Raw; of any values in the map of a set stage
+
+
+class ClosedPipe(Exception):
+    """The reader of the standard output went away: the command ends quietly with status 141."""
 
 
 def rng(seed: int, command: str, record_id: str) -> random.Random:
     """The random choices of one record: they depend on nothing else, so neither on order nor on the number of jobs."""
     digest = hashlib.sha256(f"{seed}\0{command}\0{record_id}".encode()).digest()
     return random.Random(int.from_bytes(digest[:8], "little"))
+
+
+def require(record: Record, name: str, kind: type = str) -> Any:
+    """The field `name` of a record, or BadRecord when it is absent or of another JSON type."""
+    value = record.get(name)
+    if not isinstance(value, kind):
+        found = "nothing" if name not in record else f"{type(value).__name__}"
+        raise BadRecord(
+            f'field "{name}": expected {kind.__name__}, found {found}',
+            remedy="iqc help stream has the fields of each kind of record; --on-error skip passes over bad ones",
+        )
+    return value

@@ -1,0 +1,184 @@
+"""What the commands' options have in common: declared once, read from flag, environment, file or default.
+
+`@stage_options()` gives a command function whose first parameter is `settings: Settings` all the options of a stage
+instead, and hands it the settings. Every option has four sources, the first that has it wins: the flag,
+`IQC_<COMMAND>_<OPTION>`, `--config FILE.toml` (a table named as the command, or the top level), the default.
+"""
+
+import functools
+import inspect
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from iqc.errors import UsageError
+
+if TYPE_CHECKING:
+    from iqc.streams.runner import Settings
+
+
+def command_app(**settings: Any) -> typer.Typer:
+    """A Typer as every command uses it: plain help, -h, our own errors."""
+    return typer.Typer(
+        rich_markup_mode=None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        **settings,
+    )
+
+
+def _read_config(ctx: typer.Context, path: str | None) -> str | None:
+    """Make the file's settings the defaults of this command."""
+    if path is None:
+        return None
+    try:
+        table = tomllib.loads(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot be read: {error}", where=path, remedy="--config takes a TOML file") from None
+    own = table.get(ctx.info_name or "", table)
+    values = {key.replace("-", "_"): value for key, value in own.items() if not isinstance(value, dict)}
+    known = {param.name for param in ctx.command.params}
+    for key in values:
+        if key not in known:
+            raise UsageError(f'no option "{key}"', where=path, remedy=f"iqc {ctx.info_name} -h lists the options")
+    ctx.default_map = {**(ctx.default_map or {}), **values}
+    return path
+
+
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config", metavar="FILE", is_eager=True, callback=_read_config, help="Take options from a TOML file."
+    ),
+]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print every option with its value and where it came from, and stop.")
+]
+Inputs = Annotated[
+    list[str] | None, typer.Argument(metavar="[INPUT]...", help="Streams; standard input without any, or for -.")
+]
+Output = Annotated[
+    str | None,
+    typer.Option("-o", "--output", metavar="FILE|DIR/", help="Where the records go; a directory means shards."),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Where all random choices start.")]
+Jobs = Annotated[int, typer.Option("-j", "--jobs", metavar="N", min=0, help="Processes; 0 means all cores.")]
+Summary = Annotated[str | None, typer.Option("--summary", metavar="FILE", help="Write the counts as JSON.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no summary on standard error.")]
+
+STAGE_OPTIONS: dict[str, tuple[Any, Any]] = {  # name: (annotation, default)
+    "inputs": (Inputs, None),
+    "output": (Output, None),
+    "plain": (Annotated[bool, typer.Option("--plain", help="Write JSON lines, uncompressed, without lineage.")], False),
+    "jobs": (Jobs, 0),
+    "on_error": (
+        Annotated[
+            str,
+            typer.Option("--on-error", metavar="WHAT", help="Of a bad record: fail, skip, or quarantine=FILE."),
+        ],
+        "fail",
+    ),
+    "explain": (
+        Annotated[
+            str | None,
+            typer.Option("--explain", metavar="FILE", help="Write dropped records, each with rule and value."),
+        ],
+        None,
+    ),
+    "summary": (Summary, None),
+    "quiet": (Quiet, False),
+    "ray": (
+        Annotated[
+            str | None, typer.Option("--ray", metavar="ADDRESS", help="Make the shards on a Ray cluster.")
+        ],
+        None,
+    ),
+    "shard_mib": (
+        Annotated[int, typer.Option("--shard-mib", metavar="N", min=1, help="MiB of text a shard, with -o DIR/.")],
+        256,
+    ),
+    "input_digest": (
+        Annotated[
+            str | None,
+            typer.Option("--input-digest", metavar="D", help="What is piped in, so that shards can resume."),
+        ],
+        None,
+    ),
+}
+STREAM_OPTIONS = ("inputs", "output", "plain", "summary", "quiet")
+CONFIG_OPTIONS: dict[str, tuple[Any, Any]] = {"config": (Config, None), "print_config": (PrintConfig, False)}
+
+
+def stage_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of a stage (all, or those named) in place of its first parameter, the settings."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        shared = {name: STAGE_OPTIONS[name] for name in names or STAGE_OPTIONS}
+        return _with_options(function, shared, takes_settings=True)
+
+    return decorate
+
+
+def config_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that is no stage --config and --print-config."""
+    return _with_options(function, {}, takes_settings=False)
+
+
+def _with_options(
+    function: Callable[..., None], shared: dict[str, tuple[Any, Any]], takes_settings: bool
+) -> Callable[..., None]:
+    hints = get_type_hints(function, include_extras=True, localns={"Settings": Any})
+    own = list(inspect.signature(function).parameters.values())[1 if takes_settings else 0 :]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+
+    def parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+        return inspect.Parameter(name, keyword, annotation=annotation, default=default)
+
+    parameters = [parameter(name, *declared) for name, declared in shared.items() if name == "inputs"]
+    parameters += [parameter(item.name, hints[item.name], item.default) for item in own]
+    parameters += [parameter(name, *declared) for name, declared in shared.items() if name != "inputs"]
+    parameters += [parameter(name, *declared) for name, declared in CONFIG_OPTIONS.items()]
+    parameters.append(parameter("ctx", typer.Context, inspect.Parameter.empty))
+
+    @functools.wraps(function)
+    def run(ctx: typer.Context, config: str | None, print_config: bool, **values: Any) -> None:
+        if print_config:
+            _print_config(ctx)
+            return
+        if not takes_settings:
+            function(**values)
+            return
+        from iqc.streams.runner import Settings
+
+        settings = Settings(**{name: values.pop(name) for name in shared})
+        function(settings, **values)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {item.name: item.annotation for item in parameters}
+    return run
+
+
+SOURCES = {"COMMANDLINE": "flag", "ENVIRONMENT": "environment", "DEFAULT_MAP": "config file", "DEFAULT": "default"}
+
+
+def _print_config(ctx: typer.Context) -> None:
+    """Every option as TOML, with where its value came from."""
+    for param in ctx.command.params:
+        if param.name in ("config", "print_config", "help", None):
+            continue
+        source = ctx.get_parameter_source(param.name)
+        value = ctx.params[param.name]
+        text = f"# {param.name}" if value is None else f"{param.name} = {_toml(value)}"
+        print(f"{text:<40} # {SOURCES.get(source.name, source.name) if source else 'default'}")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return str(value) if isinstance(value, int | float) else '"' + str(value).replace('"', '\\"') + '"'

@@ -1,0 +1,93 @@
+"""Where a stream comes from: a DAG of stages that travels in the stream.
+
+    {"iqc": 1, "stage": ID, "stages": {ID: NODE, ...}, "output": {"digest", "records", "bytes"}}
+
+A node has the stage's name, version, the options that change its output, its seed, its inputs (each with the digest of
+its records and the node that made it) and its counts: no paths, times or job counts, so that the same work gives the
+same bytes. A node's ID is a digest of the node.
+
+The digest of a stream does not depend on how the stream was stored or cut: it is the SHA-256 of the SHA-256s of its
+lines (without line ends; blank lines do not count), so that many workers can compute it at once.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import orjson
+
+FORMAT = 1
+
+
+class Digest:
+    """The digest of a stream, from the digests of its lines in order."""
+
+    def __init__(self) -> None:
+        self._outer = hashlib.sha256()
+
+    def add(self, line_digests: bytes) -> None:
+        self._outer.update(line_digests)
+
+    def text(self) -> str:
+        return "sha256:" + self._outer.hexdigest()
+
+
+def line_digest(line: bytes) -> bytes:
+    return hashlib.sha256(line).digest()
+
+
+@dataclass(slots=True)
+class Input:
+    """One input of a stage: its digest when it was read whole, and the lineage it came with, if any."""
+
+    digest: str | None
+    records: int | None = None
+    lineage: dict | None = None
+    label: str | None = None  # what a source calls it: "source tree", "WARC", a repository's name
+
+    def node(self) -> dict:
+        entry = {"digest": self.digest, "records": self.records, "label": self.label}
+        if self.lineage:
+            entry["stage"] = self.lineage["stage"]
+        return {key: value for key, value in entry.items() if value is not None or key == "digest"}
+
+
+@dataclass(slots=True)
+class Stage:
+    """A stage as lineage names it: `options` are those that change the output."""
+
+    command: str
+    version: str
+    options: dict = field(default_factory=dict)
+    seed: int | None = None
+
+    def node(self) -> dict:
+        node = {"command": self.command, "version": self.version, "options": self.options}
+        return node if self.seed is None else node | {"seed": self.seed}
+
+
+def identity(value: object) -> str:
+    """A short digest of a JSON value."""
+    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def lineage_of(stage: Stage, inputs: list[Input], counts: dict, output: dict) -> dict:
+    """The lineage of what `stage` made from `inputs`."""
+    node = stage.node() | {"inputs": [item.node() for item in inputs], "counts": counts}
+    stages: dict[str, dict] = {}
+    for item in inputs:
+        if item.lineage:
+            stages |= item.lineage["stages"]
+    node_id = identity(node)
+    return {"iqc": FORMAT, "stage": node_id, "stages": stages | {node_id: node}, "output": output}
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """The leaves in which two JSON objects differ, as `name: old, now new`."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {before}, now {after}")
+    return found

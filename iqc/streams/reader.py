@@ -1,0 +1,321 @@
+"""Inputs in, chunks of whole lines out.
+
+A chunk is the unit of work of a stage: about 8 MiB of lines. What the chunks of an input are depends only on its bytes,
+never on the number of workers, so neither does the output. A stream file of ours is cut where its frames end and is not
+read here at all: its chunks are references, and the workers read their frames themselves. Any other input (a pipe, plain
+text, gzip, zstd from elsewhere) is read here in order and cut at the first line end at or after 8 MiB.
+"""
+
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from iqc.errors import IqcError, UsageError
+from iqc.streams import container
+from iqc.streams.container import CHUNK, GZIP_MAGIC, MARKER, MAX_RECORD, ZSTD_MAGIC, ByteSource, Piece
+from iqc.streams.lineage import Digest, Input, line_digest
+
+MANIFEST = "manifest.json"
+OVERSIZED = b"\0iqc: oversized"  # stands for a line over MAX_RECORD; NUL never begins a JSON line
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Whole lines of one input: text, a frame, or a reference to a frame in a file."""
+
+    source: int  # number of the input it belongs to
+    name: str  # of that input, for errors
+    text: bytes | None = None
+    frame: bytes | None = None
+    offset: int = 0
+    compressed: int = 0
+    records: int | None = None  # where the file's index tells
+
+    @property
+    def in_file(self) -> bool:
+        """Whether another process, here or on another machine, can read it for itself."""
+        return self.text is None and self.frame is None
+
+    def count_lines(self) -> int:
+        return len(self.lines()) if self.records is None else self.records
+
+    def lines(self) -> list[bytes]:
+        """The lines without their ends; blank ones are kept, so that lines can be numbered."""
+        text = self.text
+        if text is None:
+            frame = self.frame
+            if frame is None:
+                with open(self.name, "rb") as file:
+                    file.seek(self.offset)
+                    frame = file.read(self.compressed)
+            text = container.decompress(frame, self.name)
+        lines = text.split(b"\n")
+        if not lines[-1]:
+            lines.pop()
+        return lines
+
+
+class Source:
+    """One input: iterate `chunks()` to the end; then `result()` is what lineage says of it."""
+
+    def __init__(self, name: str, number: int = 0, manifest: Input | None = None):
+        self.name = name
+        self.number = number
+        self.manifest = manifest  # what lineage says of the directory of shards that begins with this file
+        self.ours = False  # a stream of ours: it knows its own digest, so the workers need not compute it
+        self.lineage: dict | None = None
+        self.digest = Digest()
+        self.records = 0
+        self.whole = False
+        self.prepared = False  # digest and records are known already
+
+    def known_digest(self) -> str | None:
+        """The digest before any work is done: a stream of ours knows it, another file is read for it, a pipe has none."""
+        if self.name == "-" or not is_regular(self.name):
+            return None
+        index = container.read_index(self.name)
+        if index is not None:
+            return index.lineage["output"]["digest"]
+        self.digest, self.records = Digest(), 0
+        for chunk in self.chunks():
+            lines = [line for line in chunk.lines() if line and not line.isspace()]
+            self.digest.add(b"".join(line_digest(line) for line in lines))
+            self.records += len(lines)
+        self.prepared = True
+        return self.digest.text()
+
+    def add(self, records: int, line_digests: bytes) -> None:
+        """What a worker found in one of its chunks."""
+        if not self.prepared:
+            self.records += records
+            self.digest.add(line_digests)
+
+    def result(self) -> Input:
+        if self.lineage is not None:
+            output = self.lineage["output"]
+            return Input(output["digest"], output["records"], self.lineage)
+        return Input(self.digest.text() if self.whole and not self.ours else None, self.records)
+
+    def chunks(self) -> Iterator[Chunk]:
+        index = container.read_index(self.name) if self.name != "-" and is_regular(self.name) else None
+        if index is not None:
+            self.ours, self.lineage = True, index.lineage
+            for ref in index.frames:
+                if ref.size:
+                    yield Chunk(self.number, self.name, offset=ref.offset, compressed=ref.compressed, records=ref.records)
+            self.whole = True
+            return
+        with open_binary(self.name) as file:
+            yield from self._in_order(ByteSource(file, shown(self.name)))
+        self.whole = True
+
+    def _in_order(self, source: ByteSource) -> Iterator[Chunk]:
+        magic = source.peek(4)
+        if magic == ZSTD_MAGIC or container.is_skippable(magic):
+            yield from self._zstd(source)
+        elif magic[:2] == GZIP_MAGIC:
+            yield from self._cut(container.gzip_text(source), source.name)
+        elif not magic and stat.S_ISFIFO(os.fstat(source.file.fileno()).st_mode):
+            raise IqcError(
+                "empty: not even the marker of an empty stream",
+                where=source.name,
+                remedy="the command before it failed; if nothing is what you mean, give an empty file as INPUT",
+            )
+        elif not magic and self.name.endswith(".zst"):
+            raise source.truncated()
+        else:
+            yield from self._cut(container.plain_text(source), source.name)
+
+    def _zstd(self, source: ByteSource) -> Iterator[Chunk]:
+        """Ours by the marker after the first frame: then frame by frame. Else text."""
+        pieces = container.zstd_pieces(source)
+        first, size = [], 0
+        for piece in pieces:
+            first.append(piece)
+            size += len(piece.data)
+            if piece.last and not piece.skippable or size > container.MAX_FRAME:
+                break
+        second = next(pieces, None) if first and first[-1].last else None
+        if second is None or second.data != MARKER:
+            parts = [*first, *([second] if second else [])]
+            yield from self._cut(container.zstd_text(chained(parts, pieces), source.name), source.name)
+            return
+        self.ours, lineage, table = True, None, False
+        for frame in whole_frames(first, pieces, source.name):
+            magic = int.from_bytes(frame[:4], "little")
+            if table:
+                raise IqcError(
+                    "more data after the end of the stream",
+                    where=source.name,
+                    remedy="give several streams as several INPUTs instead of joining them with cat",
+                )
+            if magic == container.LINEAGE_MAGIC:
+                lineage = container.parse_lineage(frame, source.name)
+            elif magic == container.SEEK_TABLE_MAGIC:
+                table = True
+            elif not container.is_skippable(frame[:4]):
+                yield Chunk(self.number, source.name, frame=frame)
+        if lineage is None or not table:
+            raise IqcError(
+                "the stream ends without its lineage and seek table",
+                where=source.name,
+                remedy="it was cut or its writer died: run the command that makes it again",
+            )
+        self.lineage = lineage
+
+    def _cut(self, texts: Iterator[bytes], name: str) -> Iterator[Chunk]:
+        """Text in any pieces to chunks that end at the first line end at or after CHUNK bytes."""
+        parts: list[bytes] = []  # of the chunk, before `tail`
+        size = 0  # bytes in parts
+        since_newline = 0  # bytes of the line that is not complete yet
+        skipping = False  # inside a line over MAX_RECORD, whose bytes are thrown away
+        for text in texts:
+            start = 0
+            while start < len(text):
+                if skipping:
+                    end = text.find(b"\n", start)
+                    if end < 0:
+                        break
+                    skipping, start = False, end
+                end = text.find(b"\n", max(start, start + CHUNK - size - 1))
+                cut = len(text) if end < 0 else end + 1
+                parts.append(text[start:cut])
+                size += cut - start
+                newline = text.rfind(b"\n", start, cut)
+                since_newline = since_newline + cut - start if newline < 0 else cut - newline - 1
+                start = cut
+                if since_newline > MAX_RECORD:
+                    whole = b"".join(parts)
+                    parts = [whole[: size - since_newline], OVERSIZED]
+                    size, since_newline, skipping = len(parts[0]) + len(OVERSIZED), 0, True
+                elif end >= 0 and size >= CHUNK:
+                    yield Chunk(self.number, name, text=b"".join(parts))
+                    parts, size, since_newline = [], 0, 0
+        if parts:
+            yield Chunk(self.number, name, text=b"".join(parts))
+
+
+def chained(parts: list[Piece], rest: Iterator[Piece]) -> Iterator[Piece]:
+    yield from parts
+    yield from rest
+
+
+def whole_frames(first: list[Piece], rest: Iterator[Piece], name: str) -> Iterator[bytes]:
+    """Join pieces to frames, none over the cap."""
+    yield b"".join(piece.data for piece in first)
+    parts: list[bytes] = []
+    size = 0
+    for piece in rest:
+        parts.append(piece.data)
+        size += len(piece.data)
+        if size > container.MAX_FRAME:
+            raise IqcError(f"a frame over the cap of {container.MAX_FRAME} bytes", where=name)
+        if piece.last:
+            yield b"".join(parts)
+            parts, size = [], 0
+
+
+def is_regular(name: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(sys.stdin.fileno() if name == "-" else name).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def shown(name: str) -> str:
+    return "standard input" if name == "-" else name
+
+
+def open_binary(name: str):
+    """A buffered binary file; the standard input for `-`."""
+    try:
+        if name == "-":
+            return os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=1 << 20)
+        return open(name, "rb", buffering=1 << 20)
+    except OSError as error:
+        raise IqcError(f"cannot be read: {error.strerror}", where=shown(name)) from None
+
+
+def open_inputs(names: list[str]) -> list[Source]:
+    """The sources that INPUT arguments name; a directory of shards is its shards in order."""
+    if not names:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UsageError("no INPUT, and standard input is a terminal", remedy="name a file, or pipe records in")
+        names = ["-"]
+    sources: list[Source] = []
+    for name in names:
+        if name != "-" and os.path.isdir(name):
+            paths, manifest = shards_of(Path(name))
+            sources += [Source(path, manifest=manifest) for path in paths]
+        elif name != "-" and not os.path.exists(name):
+            raise IqcError("no such file", where=name)
+        else:
+            sources.append(Source(name))
+    for number, source in enumerate(sources):
+        source.number = number
+    return sources
+
+
+def results(sources: list[Source]) -> list[Input]:
+    """What lineage says of the inputs; the shards of one directory are one input."""
+    found: list[Input] = []
+    for source in sources:
+        item = source.manifest or source.result()
+        if not any(item is other for other in found):
+            found.append(item)
+    return found
+
+
+def shards_of(directory: Path) -> tuple[list[str], Input]:
+    """The files of a finished directory of shards, and its lineage, by its manifest."""
+    try:
+        manifest = orjson.loads((directory / MANIFEST).read_bytes())
+        output = manifest["output"]
+        lineage = {key: manifest[key] for key in ("iqc", "stage", "stages", "output")}
+        paths = [str(directory / shard["file"]) for shard in manifest["shards"]]
+        return paths, Input(output["digest"], output["records"], lineage)
+    except FileNotFoundError:
+        raise IqcError(
+            f"a directory without {MANIFEST}",
+            where=str(directory),
+            remedy="it is not a directory of shards, or the run that makes it is not finished: run it again",
+        ) from None
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise IqcError(f"{MANIFEST} cannot be read ({error})", where=str(directory)) from None
+
+
+def lineage_at(path: str) -> dict:
+    """The lineage of a stream file, a directory of shards, or a checkpoint (`lineage.json`); IqcError without one."""
+    place = Path(path)
+    for name in ("lineage.json", MANIFEST):
+        if (place / name).is_file():
+            return orjson.loads((place / name).read_bytes())
+    if place.is_dir() or not place.exists():
+        raise IqcError("no stream, directory of shards or checkpoint", where=path)
+    index = container.read_index(path)
+    if index is None:
+        raise IqcError(
+            "no lineage", where=path, remedy="plain, gzip and foreign zstd files have none, and neither has a cut one"
+        )
+    return index.lineage
+
+
+def verify_digest(path: str, lineage: dict) -> int:
+    """Read a stream file whole and compare its digest with the recorded one; returns the number of records."""
+    digest, records = Digest(), 0
+    for chunk in Source(path).chunks():
+        lines = chunk.lines()
+        digest.add(b"".join(line_digest(line) for line in lines))
+        records += len(lines)
+    if digest.text() != lineage["output"]["digest"]:
+        raise IqcError(
+            f"its digest is {digest.text()}, recorded was {lineage['output']['digest']}",
+            where=path,
+            remedy="the file was altered: make it again",
+        )
+    return records

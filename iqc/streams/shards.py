@@ -1,0 +1,173 @@
+"""A stage into a directory of shards: what is finished is kept, the rest is made, here or on a Ray cluster.
+
+Shard k of a map holds what became of a fixed run of input chunks (`--shard-mib` of text), so it depends on nothing but
+the stage and its input; the lineage in it says which, and a later run keeps it when they are the same. The manifest is
+written when all shards are there: a directory without one is not finished.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from iqc.errors import IqcError, UsageError
+from iqc.streams.container import CHUNK, read_index
+from iqc.streams.lineage import Digest, Input, differences, lineage_of
+from iqc.streams.output import Outputs, RollingOutputs, shard_name
+from iqc.streams.reader import MANIFEST
+from iqc.streams.runner import Counts, Job, Reduce, StageInput, StreamInput, run_chunks
+from iqc.streams.writer import AtomicFile
+
+MakeShard = Callable[[Job, StageInput, int, Iterable[Any], dict, Counter], dict]
+
+
+def run_sharded(job: Job, source: StageInput, reduce: Reduce | None = None) -> Counts:
+    """Run a map stage into a directory of shards."""
+    if reduce is not None:
+        raise UsageError(
+            f"--ray with {job.stage.command}", remedy="this stage needs all records in one place: run it without --ray"
+        )
+    directory = prepare(job)
+    with AtomicFile(directory / MANIFEST) as manifest:  # its lock: one writer a directory
+        made_by = job.stage.node() | {"input": source.identity(), "shard_mib": job.settings.shard_mib}
+        finished = find_finished(directory, made_by)
+        shards = groups(source.chunks(), max(1, (job.settings.shard_mib << 20) // CHUNK))
+        if job.settings.ray:
+            from iqc.streams.cluster import make_on_ray
+
+            lineages = make_on_ray(job, source, shards, made_by, finished)
+        else:
+            lineages = make_here(job, source, shards, made_by, finished)
+        counts = Counts()
+        for lineage in lineages:
+            counts.merge(lineage["stages"][lineage["stage"]]["counts"])
+            counts.bytes_out += lineage["output"]["bytes"]
+        inputs = source.results() if isinstance(source, StreamInput) else [items_input(lineages)]
+        publish(job, manifest, lineages, inputs, counts)
+    return counts
+
+
+def run_rolling(job: Job, source: StageInput, reduce: Reduce, measure: Callable[[], dict] | None) -> Counts:
+    """Run a set stage into a directory of shards, cut from its output."""
+    directory = prepare(job)
+    counts, lineages = Counts(), []
+
+    def finish(outputs: Outputs, number: int) -> None:
+        shard_counts = Counts(read=outputs.main.records)
+        lineages.append(outputs.finish(job.stage, [], shard_counts, {"shard": {"number": number}}))
+
+    with AtomicFile(directory / MANIFEST) as manifest:
+        for stale in directory.glob("part-*.jsonl.zst"):
+            stale.unlink()
+        with RollingOutputs(job.settings, finish) as outputs:
+            run_chunks(job, source, source.chunks(), outputs, counts, Counter(), reduce)
+            finish(outputs.current, outputs.number)
+        counts.extra = measure() if measure else {}
+        counts.kept = sum(lineage["output"]["records"] for lineage in lineages)
+        counts.bytes_out = sum(lineage["output"]["bytes"] for lineage in lineages)
+        publish(job, manifest, lineages, source.results(), counts)
+    return counts
+
+
+def prepare(job: Job) -> Path:
+    """Check the options that go with a directory, and make it."""
+    settings = job.settings
+    if settings.output is None or not settings.sharded:
+        raise UsageError("--ray needs a directory as -o", remedy="-o DIR/")
+    for path in (settings.explain, settings.quarantine):
+        if path is not None and not path.endswith("/"):
+            raise UsageError(f"{path} must be a directory when -o is one", remedy=f"write {path}/ (one file a shard)")
+    if settings.plain:
+        raise UsageError("--plain with a directory as -o", remedy="shards need their lineage to resume")
+    directory = Path(settings.output)
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def find_finished(directory: Path, made_by: dict) -> dict[int, dict]:
+    """The lineages of the shards that are there, by number; IqcError when one was made by something else."""
+    finished = {}
+    for path in sorted(directory.glob("part-*.jsonl.zst")):
+        index = read_index(str(path))
+        shard = index.lineage.get("shard", {}) if index else {}
+        if shard.get("made_by") != made_by or None in made_by["input"]:
+            changes = differences(shard.get("made_by") or {}, made_by)
+            if None in made_by["input"]:
+                changes = ["the digest of the piped input is not known: give --input-digest"]
+            raise IqcError(
+                f"a shard of another run: {'; '.join(changes)}",
+                where=str(path),
+                remedy="name another -o, or remove the directory to make it anew",
+            )
+        finished[shard["number"]] = index.lineage
+    return finished
+
+
+def groups(chunks: Iterator[Any], size: int) -> Iterator[tuple[int, Iterator[Any]]]:
+    """The chunks of each shard with its number; a group must be used up before the next one is asked for."""
+    for number in count():
+        first = list(islice(chunks, 1))
+        if not first:
+            return
+        yield number, chain(first, islice(chunks, size - 1))
+
+
+def make_here(
+    job: Job, source: StageInput, shards: Iterator[tuple[int, Iterator[Any]]], made_by: dict, finished: dict[int, dict]
+) -> list[dict]:
+    lines: Counter = Counter()
+    lineages = []
+    for number, chunks in shards:
+        if number in finished:
+            skip(chunks, lines)
+            lineages.append(finished[number])
+        else:
+            lineages.append(make_shard(job, source, number, chunks, made_by, lines))
+    return lineages
+
+
+def skip(chunks: Iterator[Any], lines: Counter) -> None:
+    """Pass over chunks whose shard is there already."""
+    for chunk in chunks:
+        lines[chunk.source] += len(chunk.items) if hasattr(chunk, "items") else chunk.count_lines()
+
+
+def make_shard(
+    job: Job, source: StageInput, number: int, chunks: Iterable[Any], made_by: dict, lines: Counter
+) -> dict:
+    """Make one shard; returns its lineage."""
+    counts = Counts()
+    with Outputs(job.settings, shard_name(number)) as outputs:
+        run_chunks(job, source, chunks, outputs, counts, lines)
+        if isinstance(source, StreamInput):
+            inputs = [Input(digest) for digest in made_by["input"]]
+        else:
+            inputs = source.results()
+            source.source.digest, source.source.records = Digest(), 0
+        return outputs.finish(job.stage, inputs, counts, {"shard": {"number": number, "made_by": made_by}})
+
+
+def items_input(lineages: list[dict]) -> Input:
+    """The items of all shards as one input: the digest of the shards' digests."""
+    nodes = [lineage["stages"][lineage["stage"]]["inputs"][0] for lineage in lineages]
+    digest = Digest()
+    for node in nodes:
+        digest.add(bytes.fromhex(node["digest"].removeprefix("sha256:")))
+    label = nodes[0].get("label") if nodes else None
+    return Input(digest.text(), sum(node.get("records", 0) for node in nodes), label=label)
+
+
+def publish(job: Job, manifest: AtomicFile, lineages: list[dict], inputs: list[Input], counts: Counts) -> None:
+    """Write the manifest: the directory's lineage and its shards."""
+    digest = Digest()
+    shards = []
+    for number, lineage in enumerate(lineages):
+        digest.add(bytes.fromhex(lineage["output"]["digest"].removeprefix("sha256:")))
+        shards.append({"file": shard_name(number)} | lineage["output"])
+    output = {"digest": digest.text(), "records": counts.kept, "bytes": counts.bytes_out}
+    whole = lineage_of(job.stage, inputs, counts.json(), output) | {"shards": shards}
+    manifest.write(orjson.dumps(whole, option=orjson.OPT_INDENT_2) + b"\n")
+    manifest.commit()

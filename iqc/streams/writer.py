@@ -1,0 +1,209 @@
+"""Frames in, published files out.
+
+A file appears under its name when it is complete: it is written beside it under a hidden name, locked against a second
+writer, synced and renamed. What a killed run leaves under the hidden name, the next run writes over.
+"""
+
+import errno
+import fcntl
+import os
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import orjson
+
+from iqc.errors import IqcError
+from iqc.streams.container import CHUNK, Frame, FrameWriter, compress
+from iqc.streams.lineage import Digest, line_digest
+from iqc.streams.stage import ClosedPipe, Record
+
+GATHER = CHUNK // 2  # bytes; outputs of chunks below this are gathered, so that a strict filter does not make tiny frames
+
+
+class AtomicFile:
+    """A binary file that is published whole by `commit` and not at all otherwise. A context manager."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.partial = self.path.with_name(f".{self.path.name}.partial")
+        try:
+            self.file = self._open_locked()
+        except OSError as error:
+            raise _write_error(error, self.path) from None
+
+    def _open_locked(self) -> BinaryIO:
+        while True:
+            file = open(self.partial, "ab")  # noqa: SIM115  (closed by commit or discard)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                raise IqcError(
+                    "another process is writing it", where=str(self.path), remedy="wait for it, or name another -o"
+                ) from None
+            try:
+                if os.stat(self.partial).st_ino == os.fstat(file.fileno()).st_ino:
+                    file.truncate(0)
+                    return file
+            except FileNotFoundError:
+                pass
+            file.close()  # it was published between open and lock: that inode is not ours to write
+
+    def write(self, data: bytes) -> None:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            raise _write_error(error, self.path) from None
+
+    def commit(self) -> None:
+        try:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            os.rename(self.partial, self.path)
+            directory = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            raise _write_error(error, self.path) from None
+        finally:
+            self.file.close()
+
+    def discard(self) -> None:
+        if not self.file.closed:
+            try:
+                os.unlink(self.partial)
+            finally:
+                try:
+                    self.file.close()
+                except OSError:  # a full disk also fails the flush; the file is unlinked already
+                    pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self.discard()  # does nothing after commit
+
+
+def write_file(path: str | Path, data: bytes) -> None:
+    """Publish `data` under `path` at once."""
+    with AtomicFile(path) as file:
+        file.write(data)
+        file.commit()
+
+
+class Stdout:
+    """The standard output as a binary file that tells a closed pipe from other failures."""
+
+    def __init__(self) -> None:
+        self.fd = os.dup(sys.stdout.fileno())
+
+    def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self.fd, view) :]
+        except BrokenPipeError:
+            raise ClosedPipe from None
+        except OSError as error:
+            raise _write_error(error, "standard output") from None
+
+    def commit(self) -> None:
+        os.close(self.fd)
+        self.fd = -1
+
+    def discard(self) -> None:
+        if self.fd >= 0:
+            self.commit()
+
+
+def _write_error(error: OSError, path: str | Path) -> IqcError:
+    remedy = None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "free some space and run the command again: nothing was published"
+    return IqcError(f"cannot be written: {error.strerror}", where=str(path), remedy=remedy)
+
+
+def dump(record: Record) -> bytes:
+    """A record as its line, without the line end."""
+    return orjson.dumps(record)
+
+
+class StreamWriter:
+    """One stream file: frames or lines in, in order; `finish` publishes it.
+
+    Plain output is the same lines without frames and lineage.
+    """
+
+    def __init__(self, file: AtomicFile | Stdout, plain: bool = False):
+        self.file = file
+        self.plain = plain
+        self.frames = FrameWriter(file)
+        self.digest = Digest()
+        self.records = 0
+        self.bytes = 0
+        self._pending: list[bytes] = []
+        self._pending_size = 0
+        self._pending_records = 0
+
+    def add_frame(self, frame: Frame, line_digests: bytes) -> None:
+        """A frame that a worker compressed."""
+        self._flush()
+        self.frames.write(frame)
+        self._count(frame.size, frame.records, line_digests)
+
+    def add_text(self, text: bytes, records: int, line_digests: bytes) -> None:
+        """Whole lines, gathered with their neighbours to a frame."""
+        if not text:
+            return
+        if self.plain:
+            self.file.write(text)
+        else:
+            self._pending.append(text)
+            self._pending_size += len(text)
+            self._pending_records += records
+            if self._pending_size >= GATHER:
+                self._flush()
+        self._count(len(text), records, line_digests)
+
+    def add_record(self, record: Record) -> None:
+        line = dump(record)
+        self.add_text(line + b"\n", 1, line_digest(line))
+
+    def _count(self, size: int, records: int, line_digests: bytes) -> None:
+        self.bytes += size
+        self.records += records
+        self.digest.add(line_digests)
+
+    def _flush(self) -> None:
+        if self._pending:
+            self.frames.write(compress(b"".join(self._pending), self._pending_records))
+            self._pending, self._pending_size, self._pending_records = [], 0, 0
+
+    def output(self) -> dict:
+        """What lineage says of this stream."""
+        return {"digest": self.digest.text(), "records": self.records, "bytes": self.bytes}
+
+    def finish(self, lineage: dict) -> None:
+        if not self.plain:
+            self._flush()
+            self.frames.finish(lineage)
+        self.file.commit()
+
+    def discard(self) -> None:
+        self.file.discard()
+
+
+def lines_to_text(lines: list[bytes]) -> list[tuple[bytes, int]]:
+    """Lines to texts of whole lines, each ending at the first line end at or after CHUNK bytes, with line counts."""
+    texts, start, size = [], 0, 0
+    for position, line in enumerate(lines):
+        size += len(line) + 1
+        if size >= CHUNK or position == len(lines) - 1:
+            part = lines[start : position + 1]
+            texts.append((b"\n".join(part) + b"\n", len(part)))
+            start, size = position + 1, 0
+    return texts
