@@ -1,0 +1,214 @@
+"""The training loop: packed rows in, checkpoints and metrics out, on one device in plain PyTorch.
+
+An update's loss is the sum over its predicted tokens divided by their number in the whole update, so micro-batches change
+memory, not the result. The rows of update k depend on (seed, k) alone and the rate on k alone, there is no dropout: a run
+that is killed and started again gives the losses of one that was not, bit for bit on the same machine.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from iqc import __version__
+from iqc.errors import IqcError, UsageError
+from iqc.model.config import preset
+from iqc.model.decoder import Decoder
+from iqc.streams.lineage import Input, Stage, lineage_of
+from iqc.train.run import Run, find_checkpoint, lineage_inputs, load_named_state, stage_of
+from iqc.train.stages import TrainingStage, learning_rate, peak_rate
+from iqc.tokens.loader import Batch, SequenceStore, batches
+
+BETAS = (0.9, 0.95)
+WEIGHT_DECAY = 0.1  # on matrices; norms, gates and the embedding go without
+CLIP = 1.0  # the norm that gradients are scaled down to
+
+
+@dataclass(slots=True)
+class TrainSettings:
+    """What `iqc train` is asked for. `steps` 0 means `epochs` passes over the rows."""
+
+    stage: str
+    model: str | None  # a preset, for a stage that starts from fresh weights
+    start: str | None  # a checkpoint
+    steps: int = 0
+    epochs: float = 1.0
+    batch_rows: int = 16
+    micro_rows: int = 0  # rows at a time through the model; 0: all
+    context: int = 0  # 0: the smaller of the stage's and the model's
+    rate: float = 0.0  # peak learning rate; 0: by width
+    save_every: int = 0  # updates between checkpoints; 0: only at the end
+    seed: int = 0
+
+
+def make_optimizer(model: Decoder, rate: float) -> torch.optim.AdamW:
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "gate" not in name]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)
+
+
+def starting_model(settings: TrainSettings, stage: TrainingStage) -> tuple[Decoder, Path | None]:
+    """Fresh weights, or those of the checkpoint that the stage starts from."""
+    if settings.start is None:
+        if stage.starts_from:
+            raise UsageError(
+                f"stage {stage.name} starts from a checkpoint", remedy=f"--from one of {', '.join(stage.starts_from)}"
+            )
+        if settings.model is None:
+            raise UsageError("no model", remedy="--model nano-loop, or another preset")
+        return Decoder(preset(settings.model), seed=settings.seed), None
+    from iqc.model.checkpoint import load_model
+
+    checkpoint = find_checkpoint(settings.start)
+    made_by = stage_of(checkpoint)
+    if made_by is not None and made_by not in (*stage.starts_from, stage.name):
+        raise IqcError(
+            f"a checkpoint of stage {made_by}",
+            where=str(checkpoint),
+            remedy=f"{stage.name} starts from {' or '.join(stage.starts_from) or 'fresh weights'}",
+        )
+    return load_model(checkpoint), checkpoint
+
+
+def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[list[int]], torch.Tensor]:
+    lengths = [[int(n) for n in row] for row in batch.lengths]
+    return torch.from_numpy(batch.tokens).to(device), lengths, torch.from_numpy(batch.weights).to(device)
+
+
+def micro_batches(batch: Batch, rows: int) -> Iterator[Batch]:
+    size = rows or len(batch.tokens)
+    for start in range(0, len(batch.tokens), size):
+        part = slice(start, start + size)
+        yield Batch(batch.tokens[part], batch.weights[part], batch.lengths[part])
+
+
+def update(
+    model: Decoder, optimizer: torch.optim.Optimizer, batch: Batch, rate: float, micro_rows: int = 0
+) -> dict[str, float]:
+    """One update; returns the mean loss in nats a token, the number of predicted tokens and the gradient norm."""
+    device = model.lm_head.weight.device
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    count = float(np.sum(batch.weights, dtype=np.float64))
+    total = 0.0
+    optimizer.zero_grad(set_to_none=True)
+    for part in micro_batches(batch, micro_rows):
+        nll, _ = model.loss(*to_device(part, device))
+        (nll / count).backward()
+        total += nll.item()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item()
+    loss = total / count
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        raise IqcError(
+            f"loss {loss}, gradient norm {norm}", remedy="lower --rate, or look for damaged rows in the data"
+        )
+    optimizer.step()
+    return {"loss": loss, "tokens": count, "grad_norm": norm}
+
+
+@torch.no_grad()
+def evaluate(model: Decoder, store: SequenceStore, context: int, rows: int) -> float:
+    """The mean loss in nats a token over a whole store."""
+    model.eval()
+    total = count = 0.0
+    for number, batch in enumerate(batches(store, seed=0, batch_rows=rows, context=context, pad_id=0)):
+        wanted = min(rows, len(store) - number * rows)
+        if wanted <= 0:
+            break
+        part = Batch(batch.tokens[:wanted], batch.weights[:wanted], batch.lengths[:wanted])
+        nll, weight = model.loss(*to_device(part, model.lm_head.weight.device))
+        total, count = total + nll.item(), count + weight.item()
+    model.train()
+    return total / count
+
+
+def train(
+    settings: TrainSettings,
+    stage: TrainingStage,
+    store: SequenceStore,
+    inputs: list[Input],
+    tokenizer: Path,
+    pad_id: int,
+    directory: str,
+    valid: SequenceStore | None = None,
+    quiet: bool = False,
+) -> dict:
+    """Run a stage to its end, or from where an earlier run stopped. Returns the counts for the summary."""
+    model, start = starting_model(settings, stage)
+    config = model.config
+    context = settings.context or min(stage.context, config.max_position_embeddings)
+    if context > config.max_position_embeddings:
+        raise IqcError(
+            f"a context of {context}", remedy=f"the model was made for {config.max_position_embeddings} tokens"
+        )
+    if store.longest > context:
+        raise IqcError(
+            f"rows of {store.longest} tokens for a context of {context}", remedy=f"iqc pack --context {context}"
+        )
+    steps = settings.steps or max(1, round(settings.epochs * len(store) / settings.batch_rows))
+    peak = settings.rate or peak_rate(config.hidden_size)
+    parent = lineage_inputs(start) if start else None
+    asked = asdict(settings) | {
+        "start": parent["output"] if parent else None,
+        "steps": steps,
+        "context": context,
+        "rate": peak,
+        "config": config.to_hf(),
+        "data": [item.digest for item in inputs],
+    }
+    del asked["save_every"]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with Run(directory, asked, tokenizer) as run:
+        progress = run.resume()
+        first = 0
+        if progress is not None:
+            model, first = progress.model, progress.step
+            say(quiet, f"{stage.name}: going on after update {first} of {steps}")
+        model.to(device).train()
+        optimizer = make_optimizer(model, peak)
+        if progress is not None:
+            load_named_state(model, optimizer, progress.optimizer_state)
+        source = batches(
+            store, seed=settings.seed, batch_rows=settings.batch_rows, context=context, pad_id=pad_id, start=first
+        )
+        started, seen = time.monotonic(), 0.0
+        for step in range(first, steps):
+            rate = learning_rate(stage, peak, step, steps)
+            metrics = {"step": step, "rate": rate} | update(model, optimizer, next(source), rate, settings.micro_rows)
+            if valid is not None and step + 1 == steps:
+                metrics["valid_loss"] = evaluate(model, valid, context, settings.batch_rows)
+            run.log(metrics)
+            seen += metrics["tokens"]
+            if (step + 1) % max(1, steps // 10) == 0:
+                speed = seen / (time.monotonic() - started)
+                say(quiet, f"{stage.name}: update {step + 1}/{steps}, loss {metrics['loss']:.3f}, {speed:,.0f} tokens/s")
+            done = step + 1 == steps
+            if done or (settings.save_every and (step + 1) % settings.save_every == 0):
+                made = partial(lineage, asked, inputs, parent, step + 1, metrics["loss"])
+                run.save(step + 1, model, optimizer, made, done)
+        if first == steps:
+            say(quiet, f"{stage.name}: {directory} is complete already")
+    return {"updates": steps, "rows": len(store)}
+
+
+def lineage(asked: dict, inputs: list[Input], parent: dict | None, step: int, loss: float, digest: str) -> dict:
+    """The lineage of a checkpoint: its data, and the checkpoint that it started from."""
+    options = {key: asked[key] for key in ("stage", "steps", "batch_rows", "context", "rate")}
+    sources = list(inputs)
+    if parent is not None:
+        sources.append(Input(parent["output"]["digest"], lineage=parent, label="checkpoint"))
+    output = {"digest": digest, "updates": step, "loss": loss}
+    return lineage_of(Stage("train", __version__, options, asked["seed"]), sources, {"updates": step}, output)
+
+
+def say(quiet: bool, text: str) -> None:
+    if not quiet:
+        print(f"iqc train: {text}", file=sys.stderr)
