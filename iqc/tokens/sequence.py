@@ -1,0 +1,79 @@
+"""The sequence record: one row of training tokens, its documents and its loss weights, as base64 of little-endian
+arrays. A row holds whole documents back to back and no padding."""
+
+import base64
+import binascii
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iqc.errors import BadRecord
+from iqc.streams.stage import Record
+
+
+@dataclass(slots=True)
+class Row:
+    """tokens [n] u32; lengths [documents] u32, their sum is n; loss [n] u8 (only 0 and 1) or f32: the weight of
+    predicting each token from those before it in its document, so 0 at the first token of every document."""
+
+    tokens: NDArray[np.uint32]
+    lengths: NDArray[np.uint32]
+    loss: NDArray[np.uint8] | NDArray[np.float32]
+    ids: list[str]
+
+
+def encode_sequence(*, id: str, ids: list[str], tokens: NDArray, lengths: NDArray, loss: NDArray) -> Record:
+    """Arrays -> record. The loss of the first token of every document becomes 0: nothing comes before it."""
+    loss = loss.copy()
+    loss[starts(lengths)] = 0
+    binary = bool(np.isin(loss, (0, 1)).all())
+    return {
+        "id": id,
+        "ids": ids,
+        "tokens": _pack(tokens, "<u4"),
+        "lengths": _pack(lengths, "<u4"),
+        "loss": _pack(loss, "u1" if binary else "<f4"),
+    }
+
+
+def decode_sequence(record: Record) -> Row:
+    """Record -> arrays. Raises BadRecord when a field is absent, is not base64, or the sizes disagree."""
+    tokens, lengths = _unpack(record, "tokens", "<u4"), _unpack(record, "lengths", "<u4")
+    raw = _bytes(record, "loss")
+    total, ids = int(lengths.sum(dtype=np.int64)), record.get("ids")
+    if total != tokens.size or len(raw) not in (tokens.size, 4 * tokens.size) or not lengths.all():
+        raise BadRecord(
+            f"a sequence of {tokens.size} tokens whose lengths add up to {total} and whose loss has {len(raw)} bytes",
+            remedy="pack the samples again",
+        )
+    if not isinstance(ids, list) or len(ids) != lengths.size:
+        raise BadRecord(f"a sequence of {lengths.size} documents without one id each", remedy="pack the samples again")
+    loss = np.frombuffer(raw, "u1" if len(raw) == tokens.size else "<f4")
+    if loss[starts(lengths)].any():
+        raise BadRecord("a sequence with a loss on the first token of a document", remedy="pack the samples again")
+    return Row(tokens, lengths, loss, ids)
+
+
+def starts(lengths: NDArray) -> NDArray[np.int64]:
+    """Where each document of a row starts: [documents]."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return ends - lengths
+
+
+def _pack(array: NDArray, dtype: str) -> str:
+    return base64.b64encode(array.astype(dtype).tobytes()).decode()
+
+
+def _unpack(record: Record, field: str, dtype: str) -> NDArray:
+    raw = _bytes(record, field)
+    if len(raw) % np.dtype(dtype).itemsize:
+        raise BadRecord(f"{field} has {len(raw)} bytes, not a whole number of items", remedy="pack the samples again")
+    return np.frombuffer(raw, dtype)
+
+
+def _bytes(record: Record, field: str) -> bytes:
+    try:
+        return base64.b64decode(record[field], validate=True)
+    except (KeyError, TypeError, ValueError, binascii.Error):
+        raise BadRecord(f"{field} is not base64", remedy="give a sequence record, as `iqc pack` writes it") from None
