@@ -81,8 +81,11 @@ def chat_segments(record: Record) -> list[Segment]:
     for index, message in enumerate(messages):
         if message.get("role") not in ROLES:
             raise BadRecord(f"messages[{index}] has role {message.get('role')!r}", remedy=f"use {', '.join(ROLES)}")
+    tools = record.get("tools") or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise BadRecord("tools is not a list of objects", remedy="use OpenAI chat form")
     has_system = messages[0]["role"] == "system"
-    out = _system(messages[0] if has_system else None, record.get("tools") or [])
+    out = _system(messages[0] if has_system else None, tools)
     for index, message in enumerate(messages):
         role, weight = message["role"], _weight(message, index)
         if role == "tool":

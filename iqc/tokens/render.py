@@ -16,6 +16,7 @@ learnt wherever the text before it is. Records of other kinds are refused by nam
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -81,19 +82,16 @@ def tokenise(record: Record, tokenizer: Tokenizer, *, fim_middle_only: bool = Fa
     """A record -> its tokens, as a sequence record of one sample that also carries `kind`. Each segment is encoded
     on its own, so that no token lies on both sides of a control token or of the start of an answer."""
     sample = render(record, fim_middle_only=fim_middle_only)
-    tokens: list[int] = []
-    weights: list[float] = []
-    for segment in sample.segments:
-        is_control = segment.is_control
-        ids = [tokenizer.control[segment.value]] if is_control else tokenizer.encode_ordinary(segment.value)
-        tokens += ids
-        weights += [segment.weight] * len(ids)
+    ids = [
+        [tokenizer.control[s.value]] if s.is_control else tokenizer.encode_ordinary(s.value) for s in sample.segments
+    ]
+    sizes = [len(part) for part in ids]
     encoded = encode_sequence(
         id=sample.id,
         ids=[sample.id],
-        tokens=np.array(tokens, np.uint32),
-        lengths=np.array([len(tokens)], np.uint32),
-        loss=np.array(weights, np.float32),
+        tokens=np.fromiter(chain.from_iterable(ids), np.uint32, sum(sizes)),
+        lengths=np.array([sum(sizes)], np.uint32),
+        loss=np.repeat(np.array([s.weight for s in sample.segments], np.float32), sizes),
     )
     return encoded | {"kind": sample.kind}
 
@@ -110,33 +108,37 @@ def _fim(record: Record, outer: float) -> list[Segment]:
 
 
 def _context(record: Record, weight: float) -> list[Segment]:
-    files = record.get("context") or []
-    if not files:
+    if not record.get("context"):
         return []
     metadata = record.get("metadata") or {}
-    out = [control("<|repo_name|>", weight), text(f"{metadata.get('repo') or ''}\n", weight)]
-    for file in files:
+    out = [control("<|repo_name|>", weight), text(_string(metadata, "repo") + "\n", weight)]
+    for file in _files(record, "context"):
         body = f"{_string(file, 'path')}\n{_string(file, 'text')}\n"
         out += [control("<|file_sep|>", weight), text(body, weight)]
-    return [*out, control("<|file_sep|>", weight), text(f"{metadata.get('path') or ''}\n", weight)]
+    return [*out, control("<|file_sep|>", weight), text(_string(metadata, "path") + "\n", weight)]
 
 
 def _triplet(record: Record) -> list[Segment]:
-    old, messages = record["old"], record.get("messages") or []
-    if not isinstance(old, dict) or not isinstance(old.get("files"), list):
-        raise BadRecord("a triplet whose old state has no files", remedy="make triplets with `iqc triplets`")
-    if not all(isinstance(message, str) for message in messages):
+    messages = record.get("messages") or []
+    if not isinstance(messages, list) or not all(isinstance(message, str) for message in messages):
         raise BadRecord("a triplet whose messages are not all text", remedy="give commit messages as strings")
     out = [control("<|repo_name|>"), text(_string(record, "repo") + "\n")]
-    for file in old["files"]:
+    for file in _files(record["old"], "files"):
         if file.get("text") is not None:
             out += [control("<|file_sep|>"), text(f"{_string(file, 'path')}\n{_string(file, 'text')}")]
     change = "\n\n".join([*(message.strip("\n") for message in messages), _string(record, "patch")])
     return [*out, control("<|file_sep|>"), text(change), control("<|endoftext|>")]
 
 
+def _files(record: Record, field: str) -> list[Record]:
+    files = record.get(field) if isinstance(record, dict) else None
+    if not isinstance(files, list) or not all(isinstance(file, dict) for file in files):
+        raise BadRecord(f"{field} is not a list of files", remedy="give it as [{path, text}, ...]")
+    return files
+
+
 def _string(record: Record, field: str) -> str:
-    value = record.get(field)
+    value = record.get(field) if isinstance(record, dict) else None
     if not isinstance(value, str):
         raise BadRecord(f"{field} is not a string", remedy="give it as a string")
     return value

@@ -26,7 +26,7 @@ TRIPLET = {
 }
 TOOLS = [{"type": "function", "function": {"name": "run", "description": "<b> & é", "parameters": {}}}]
 CALL = {"id": "1", "type": "function", "function": {"name": "run", "arguments": {"a": [1, "é"]}}}
-CALL_TEXT = {"id": "2", "type": "function", "function": {"name": "run", "arguments": '{"b": "</tool_call>"}'}}
+CALL_TEXT = {"id": "2", "type": "function", "function": {"name": "run", "arguments": '{"b":  2}'}}
 
 
 def row_of(record, tok, **options):
@@ -45,25 +45,29 @@ plain = st.sampled_from(["f(x)", "x)\n", "\n\n", " \n a", "if x:\n\tpass\n", " "
 # An answer that starts with an empty line is encoded as it is generated, after the header's "\n" and not with it; a
 # tokenizer that is given the whole string joins the two.
 answers = plain.filter(lambda text: not re.match(r"\s*[\r\n]", text))
-reply = st.fixed_dictionaries(
-    {"role": st.just("assistant"), "content": answers | st.none()},
-    optional={
-        "reasoning_content": plain,
-        "tool_calls": st.lists(st.just(CALL), max_size=2),
-        "loss": st.booleans(),
-    },
-)
-other = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "tool"]), "content": plain})
-conversation = st.lists(reply | other, min_size=1, max_size=6)
+hostile = st.lists(st.sampled_from(CONTROL) | st.text(max_size=4), max_size=6).map("".join)
 
 
-@given(messages=conversation, tools=st.sampled_from([[], TOOLS]))
+def conversations(text, answer):
+    reply = st.fixed_dictionaries(
+        {"role": st.just("assistant"), "content": answer | st.none()},
+        optional={
+            "reasoning_content": text,
+            "tool_calls": st.lists(st.sampled_from([CALL, CALL_TEXT]), max_size=2),
+            "loss": st.booleans(),
+        },
+    )
+    other = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "tool"]), "content": text})
+    return st.lists(reply | other, min_size=1, max_size=6)
+
+
+@given(messages=conversations(hostile, hostile), tools=st.sampled_from([[], TOOLS]))
 def test_chat_string_is_the_template_of_transformers(hf, messages, tools):
     expected = hf.apply_chat_template(messages, tools=tools or None, tokenize=False)
     assert render({"id": "c", "messages": messages, "tools": tools}).string() == expected
 
 
-@given(messages=conversation, tools=st.sampled_from([[], TOOLS]))
+@given(messages=conversations(plain, answers), tools=st.sampled_from([[], TOOLS]))
 def test_chat_tokens_continue_the_prompt_that_a_server_makes(hf, tok, messages, tools):
     """Up to any assistant's header, the sample is token for token the prompt that Transformers builds for generation,
     and what follows the header is learnt (or not) up to and with <|im_end|>."""
@@ -141,7 +145,9 @@ def hostile_records():
     messages.append({"role": "assistant", "content": None, "reasoning_content": evil, "tool_calls": [call]})
     return [
         {"id": "d", "text": evil},
-        FIM | {"prefix": evil, "suffix": evil, "middle": evil, "context": [{"path": evil, "text": evil}]},
+        FIM
+        | {"prefix": evil, "suffix": evil, "middle": evil, "context": [{"path": evil, "text": evil}]}
+        | {"metadata": {"repo": evil, "path": evil}},
         TRIPLET | {"repo": evil, "patch": evil, "messages": [evil], "old": {"files": [{"path": evil, "text": evil}]}},
         {"id": "c", "messages": messages, "tools": [{"name": evil}]},
     ]
@@ -222,7 +228,10 @@ def test_kinds():
         ({"id": "x", "messages": [{"role": "user", "content": [{"type": "text"}]}]}, "not text"),
         ({"id": "x", "messages": [{"role": "assistant", "tool_calls": [{"name": "f"}]}]}, "tool_calls"),
         ({"id": "x", "messages": [{"role": "assistant", "content": "", "loss": "yes"}]}, "loss"),
+        ({"id": "x", "messages": [{"role": "user", "content": ""}], "tools": "[]"}, "tools"),
         (FIM | {"layout": "mps"}, "mps"),
+        (FIM | {"context": [{"path": "a", "text": "b"}]}, "repo"),
+        (FIM | CONTEXT | {"context": ["a"]}, "context"),
         (FIM | {"prefix": None}, "prefix"),
         (TRIPLET | {"old": {}}, "files"),
     ],
