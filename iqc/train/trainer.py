@@ -21,9 +21,13 @@ from iqc.errors import IqcError, UsageError
 from iqc.model.config import preset
 from iqc.model.decoder import Decoder
 from iqc.streams.lineage import Input, Stage, lineage_of
+from iqc.streams.runner import Counts, Settings, StreamInput, read_records, report
+from iqc.tokens.loader import Batch, SequenceStore, batches
+from iqc.tokens.special import PAD
+from iqc.tokens.tokenizer import load as load_tokenizer
 from iqc.train.run import Run, find_checkpoint, lineage_inputs, load_named_state, stage_of
 from iqc.train.stages import TrainingStage, learning_rate, peak_rate
-from iqc.tokens.loader import Batch, SequenceStore, batches
+from iqc.train.stages import stage as find_stage
 
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1  # on matrices; norms, gates and the embedding go without
@@ -212,3 +216,41 @@ def lineage(asked: dict, inputs: list[Input], parent: dict | None, step: int, lo
 def say(quiet: bool, text: str) -> None:
     if not quiet:
         print(f"iqc train: {text}", file=sys.stderr)
+
+
+def run_train(
+    settings: TrainSettings,
+    inputs: list[str],
+    directory: str,
+    tokenizer: str | None,
+    valid: str | None,
+    summary: str | None,
+    quiet: bool,
+) -> None:
+    """`iqc train`: read the sequences, train, report."""
+    stage = find_stage(settings.stage)
+    if tokenizer is None and settings.start is None:
+        raise UsageError("no tokenizer", remedy="--tokenizer DIR: the one that the sequences were packed with")
+    place = Path(tokenizer) if tokenizer else find_checkpoint(settings.start or "")
+    loaded = load_tokenizer(place)
+    source = StreamInput(inputs)
+    started = time.monotonic()
+    store = SequenceStore(read_records(source))
+    used = source.results()
+    check_tokenizer(used, loaded.digest)
+    held_out = SequenceStore(read_records(StreamInput([valid]))) if valid else None
+    done = train(settings, stage, store, used, place, loaded.control[PAD], directory, held_out, quiet)
+    counts = Counts(read=len(store), extra=done)
+    report("train", Settings(summary=summary, quiet=quiet), counts, time.monotonic() - started)
+
+
+def check_tokenizer(inputs: list[Input], digest: str) -> None:
+    """The sequences must have been packed with this tokenizer, where their lineage tells."""
+    for item in inputs:
+        node = item.lineage["stages"][item.lineage["stage"]] if item.lineage else {"options": {}}
+        packed_with = node["options"].get("tokenizer", digest)
+        if packed_with != digest:
+            raise IqcError(
+                f"sequences packed with tokenizer {packed_with[:12]}, the model's is {digest[:12]}",
+                remedy="pack them again with the tokenizer of the model",
+            )
