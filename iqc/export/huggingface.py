@@ -1,0 +1,82 @@
+"""A model directory that Transformers loads: dense as the Llama it is, looped with its Python files beside it.
+
+The looped model's files are this package's own modules, copied with their imports made relative: the mathematics has
+one source. Weights keep names and bytes. vLLM reads both forms natively.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+from iqc.errors import IqcError
+from iqc.model.checkpoint import CONFIG, load_config, publish
+
+CONFIGURATION, MODELING = "configuration_iquestloopcoder", "modeling_iquestloopcoder"
+# The modules of ours that make up the looped model; beside the weights each keeps its own name.
+SOURCES = (
+    f"iqc.export.{CONFIGURATION}",
+    f"iqc.export.{MODELING}",
+    "iqc.kernels.loop_attention",
+    "iqc.kernels.linear_cross_entropy",
+    "iqc.model.cache",
+    "iqc.model.decoder",
+)
+
+
+def export(model_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -> None:
+    """Write `out_dir` from a model directory: config, weights and tokenizer files, generation_config.json with the
+    end-of-text ids, and for a looped model the Python files (use trust_remote_code=True).
+
+    Raises IqcError when `out_dir` exists or `model_dir` is not a model directory.
+    """
+    source, target = Path(model_dir), Path(out_dir)
+    config = load_config(source)
+    if target.exists():
+        raise IqcError("output exists", where=str(target), remedy="remove it or choose another name")
+    record = json.loads((source / CONFIG).read_text())
+    record = config.to_hf(record.get("dtype") or record.get("torch_dtype") or "float32")
+    generation = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        for file in sorted(source.iterdir()):
+            if file.is_file() and file.suffix != ".py":
+                shutil.copyfile(file, building / file.name)
+        if config.loop_num > 1:
+            record["auto_map"] = {
+                "AutoConfig": f"{CONFIGURATION}.IQuestLoopCoderConfig",
+                "AutoModelForCausalLM": f"{MODELING}.IQuestLoopCoderForCausalLM",
+            }
+            generation["use_cache"] = False
+            for name, text in remote_code().items():
+                (building / name).write_text(text)
+        (building / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
+        present = {key: value for key, value in generation.items() if value is not None}
+        (building / "generation_config.json").write_text(json.dumps(present, indent=2) + "\n")
+        publish(building, target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def remote_code() -> dict[str, str]:
+    """The Python files of a looped model: file name to text."""
+    files = {}
+    for module in SOURCES:
+        package, _, name = module.rpartition(".")
+        text = resources.files(package).joinpath(f"{name}.py").read_text()
+        # Transformers' configuration class has every field that the decoder reads.
+        text = text.replace(
+            "from iqc.model.config import ModelConfig",
+            f"from .{CONFIGURATION} import IQuestLoopCoderConfig as ModelConfig",
+        )
+        for other in SOURCES:
+            text = text.replace(f"from {other} import", f"from .{other.rpartition('.')[2]} import")
+        files[f"{name}.py"] = text
+    return files

@@ -1,0 +1,214 @@
+"""The decoder: Llama blocks, run `loop_num` times with shared weights. One forward for training, scoring, generation.
+
+Pass 1 is a plain Llama. Later passes start from the hidden state that the pass before left (no norm, no embedding in
+between); their attention mixes a global branch over pass 1's keys and values with a local branch over their own
+(iqc.kernels.loop_attention). Parameters carry the released names, so state dicts are checkpoints.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from iqc.kernels.linear_cross_entropy import linear_cross_entropy, linear_logprobs
+from iqc.kernels.loop_attention import Documents, causal_attention, loop_attention
+from iqc.model.cache import Cache
+from iqc.model.config import ModelConfig
+
+KeyValue = tuple[Tensor, Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, KeyValue | None], Tensor]  # (q, k, v, pass 1's k and v) -> mixed values
+
+
+def rotary(positions: Tensor, config: ModelConfig, dtype: torch.dtype) -> KeyValue:
+    """Cosines and sines of the rotary angles, each [B, T, 1, head size / 2].
+
+    Angles are float32 (float64 in a float64 model), as in the implementations that the released weights run on.
+    """
+    exact = torch.promote_types(dtype, torch.float32)
+    steps = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=exact) / config.head_dim
+    angles = positions[..., None, None].to(exact) / config.rope_theta**steps
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (x[i], x[i + half]) of every head: the half-split ("NeoX") form of RoPE. x [B, T, heads, D]."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, first: KeyValue | None):
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        return self.o_proj(attend(q, k, v, first).flatten(2)), k, v
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, h: Tensor, cos: Tensor, sin: Tensor, attend: Attend, first: KeyValue | None):
+        """Returns h, k and v. Keys and values are results, not side effects: pass 1's are consumed a whole pass later,
+        and activation recompute cuts gradients through anything that is not an input or an output."""
+        mixed, k, v = self.self_attn(self.input_layernorm(h), cos, sin, attend, first)
+        h = h + mixed
+        return h + self.mlp(self.post_attention_layernorm(h)), k, v
+
+
+class Body(nn.Module):
+    """Everything but the vocabulary head; the `model.` of the released names."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.recompute = False  # trade a second forward of each block for its activations (training only)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        gates = config.num_hidden_layers if config.loop_num > 1 else 0
+        self.gate_projections = nn.ModuleList(
+            nn.Linear(config.head_dim, config.num_attention_heads) for _ in range(gates)
+        )
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def attend(self, layer: int, documents: Documents, q: Tensor, k: Tensor, v: Tensor, first: KeyValue | None):
+        if first is None:
+            return causal_attention(q, k, v, documents)
+        gate = self.gate_projections[layer]
+        return loop_attention(q, *first, k, v, gate.weight, gate.bias, documents, self.config.loop_window_size)
+
+    def forward(self, tokens: Tensor, documents: Documents, cache: Cache | None = None) -> Tensor:
+        """tokens int64 [B, T] to hidden states [B, T, hidden size] after the final norm.
+
+        With a cache, `documents` is the cache's and the tokens continue what it holds.
+        """
+        h = self.embed_tokens(tokens)
+        if (
+            documents.real is not None
+        ):  # zero stays zero or finite through every block, whatever padding tokens embed to
+            h = h.masked_fill(~documents.real[..., None], 0.0)
+        positions = documents.positions if cache is None else cache.positions
+        cos, sin = rotary(positions, self.config, h.dtype)
+        firsts: list[KeyValue | None] = [None] * len(self.layers)
+        for loop in range(self.config.loop_num):
+            for i, block in enumerate(self.layers):
+                attend: Attend = partial(self.attend, i, documents)
+                if cache is not None:
+                    gate = self.gate_projections[i] if loop > 0 else None
+                    attend = partial(cache.attend, loop, i, gate, attend)
+                if self.recompute and self.training and torch.is_grad_enabled():
+                    h, k, v = checkpoint(block, h, cos, sin, attend, firsts[i], use_reentrant=False)
+                else:
+                    h, k, v = block(h, cos, sin, attend, firsts[i])
+                if loop == 0 and self.config.loop_num > 1:
+                    firsts[i] = (k, v)
+        return self.norm(h)
+
+
+class Decoder(nn.Module):
+    """A decoder with freshly initialised weights (see `initialise`), on `device` (default: torch's current one).
+
+    Everywhere: `tokens` int64 [B, T] are rows of packed documents, `lengths` one list per row of its documents'
+    lengths, in order; what they leave of a row is padding. None: each row is one document. No token sees another
+    document, in any pass. Positions restart with each document.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 0, device: torch.device | str | None = None):
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):  # no memory, and no draw from the global random state
+            self.model = Body(config)
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        device = torch.device(device) if device is not None else torch.get_default_device()
+        if device.type != "meta":
+            self.to_empty(device=device)
+            self.initialise(seed)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Normal, standard deviation `initializer_range`; norms one; gates weight 0 and bias +2, as in the release.
+
+        Projections that write to the residual stream are scaled by 1/sqrt(number of such writes), which is 2 per layer
+        and pass (GPT-2's rule, counting passes): a loop trained from scratch otherwise starts with growing gradients.
+        """
+        generator = torch.Generator(next(self.parameters()).device).manual_seed(seed)
+        std = self.config.initializer_range
+        writes = 2 * self.config.num_hidden_layers * self.config.loop_num
+        for name, parameter in self.named_parameters():
+            if "gate_projections" in name:
+                parameter.fill_(2.0 if name.endswith("bias") else 0.0)
+            elif "norm" in name:
+                parameter.fill_(1.0)
+            else:
+                writer = name.endswith(("o_proj.weight", "down_proj.weight"))
+                parameter.normal_(0.0, std / math.sqrt(writes) if writer else std, generator=generator)
+
+    def documents(self, tokens: Tensor, lengths: Sequence[Sequence[int]] | None) -> Documents:
+        return Documents.from_lengths(lengths, *tokens.shape, device=tokens.device)
+
+    def forward(self, tokens: Tensor, lengths: Sequence[Sequence[int]] | None = None) -> Tensor:
+        """Hidden states [B, T, hidden size] after the final norm; `logits` makes scores of those that are needed."""
+        return self.model(tokens, self.documents(tokens, lengths))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., hidden size] to [..., vocabulary size]."""
+        return self.lm_head(hidden)
+
+    def loss(
+        self, tokens: Tensor, lengths: Sequence[Sequence[int]] | None = None, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(sum of weight * negative log-likelihood in nats, sum of weights) over the predicted tokens.
+
+        weights [B, T], constants (default 1): weights[b, t] is for predicting tokens[b, t] from the earlier tokens of
+        its document. The first token of a document is never predicted, padding neither; their weights do not count.
+        Tokens of weight 0 do not reach the vocabulary head.
+        """
+        documents = self.documents(tokens, lengths)
+        hidden = self.model(tokens, documents)
+        chosen = _predicted(documents)
+        if weights is not None:
+            chosen = chosen & (weights[:, 1:] != 0)
+        targets = tokens[:, 1:][chosen]
+        w = weights[:, 1:][chosen] if weights is not None else torch.ones(len(targets), device=tokens.device)
+        return linear_cross_entropy(hidden[:, :-1][chosen], self.lm_head.weight, targets, w), w.sum()
+
+    def token_logprobs(self, tokens: Tensor, lengths: Sequence[Sequence[int]] | None = None) -> Tensor:
+        """[B, T]: log p(tokens[b, t] | earlier tokens of its document) in nats, 0 where nothing is predicted."""
+        documents = self.documents(tokens, lengths)
+        hidden = self.model(tokens, documents)
+        chosen = _predicted(documents)
+        values = linear_logprobs(hidden[:, :-1][chosen], self.lm_head.weight, tokens[:, 1:][chosen])
+        out = torch.zeros_like(chosen, dtype=values.dtype).masked_scatter(chosen, values)
+        return F.pad(out, (1, 0))
+
+
+def _predicted(documents: Documents) -> Tensor:
+    """bool [B, T - 1]: whether token t + 1 is predicted from token t (padding is a document per token, so is not)."""
+    return documents.positions[:, 1:] > 0

@@ -1,0 +1,60 @@
+"""The chunked head against torch's own cross-entropy over whole logits."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from iqc.kernels import linear_cross_entropy as module
+from iqc.kernels.linear_cross_entropy import linear_cross_entropy, linear_logprobs
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(params=[1, 7, 100])
+def problem(request, monkeypatch):
+    """x, weight, targets, weights in float64, in chunks of `request.param` rows (13 rows: odd, one, and all at once)."""
+    monkeypatch.setattr(module, "CHUNK_LOGITS", request.param * 11)
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(13, 5, dtype=torch.float64, generator=g).requires_grad_()
+    weight = torch.randn(11, 5, dtype=torch.float64, generator=g).requires_grad_()
+    return x, weight, torch.randint(11, (13,), generator=g), torch.randn(13, dtype=torch.float64, generator=g)
+
+
+def test_loss_and_gradients_equal_whole_logits(problem):
+    x, weight, targets, weights = problem
+    ours = linear_cross_entropy(x, weight, targets, weights)
+    theirs = (F.cross_entropy(F.linear(x, weight), targets, reduction="none") * weights).sum()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    for a, b in zip(torch.autograd.grad(ours / 3, (x, weight)), torch.autograd.grad(theirs / 3, (x, weight))):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_logprobs_and_gradients_equal_whole_logits(problem):
+    x, weight, targets, weights = problem
+    ours = linear_logprobs(x, weight, targets)
+    theirs = -F.cross_entropy(F.linear(x, weight), targets, reduction="none")
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(linear_logprobs(x, weight, targets), ours)
+    for a, b in zip(torch.autograd.grad(ours, (x, weight), weights), torch.autograd.grad(theirs, (x, weight), weights)):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_gradient_reaches_only_what_asks_for_it():
+    weight = torch.randn(6, 3)
+    x = torch.randn(4, 3, requires_grad=True)
+    linear_cross_entropy(x, weight, torch.arange(4), torch.ones(4)).backward()
+    assert x.grad is not None
+    assert weight.grad is None
+    weight.requires_grad_()
+    linear_cross_entropy(x.detach(), weight, torch.arange(4), torch.ones(4)).backward()
+    assert weight.grad is not None
+
+
+def test_nothing_to_predict_is_zero_with_zero_gradients():
+    x, weight = torch.zeros(0, 3, requires_grad=True), torch.randn(6, 3, requires_grad=True)
+    loss = linear_cross_entropy(x, weight, torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    loss.backward()
+    assert loss.item() == 0
+    assert weight.grad.abs().sum().item() == 0
+    assert linear_logprobs(x, weight, torch.zeros(0, dtype=torch.int64)).shape == (0,)
