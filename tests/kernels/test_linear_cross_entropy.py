@@ -12,7 +12,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(params=[1, 7, 100])
 def problem(request, monkeypatch):
-    """x, weight, targets, weights in float64, in chunks of `request.param` rows (13 rows: odd, one, and all at once)."""
+    """x, weight, targets, weights in float64, 13 rows in chunks of one, of seven, and whole."""
     monkeypatch.setattr(module, "CHUNK_LOGITS", request.param * 11)
     g = torch.Generator().manual_seed(0)
     x = torch.randn(13, 5, dtype=torch.float64, generator=g).requires_grad_()
