@@ -170,10 +170,11 @@ class _Cutter:
     def _node(self, lang: str, level: str, random: Random) -> Cut | None:
         """A node of the level, uniformly among all of them, nested ones included; never the whole source.
 
-        All nodes are collected: the query runs in C; for expressions, the most numerous, it costs two thirds of the parse. The cheaper way,
-        a random byte and its first ancestor of the level, draws a node in proportion to the bytes that belong to no
-        nested node of the level, and so favours long nodes; setting that right by rejection (accept with probability
-        1 / those bytes) needs hundreds of draws for a function, each with a walk over the subtree.
+        All nodes are collected: the query runs in C; for expressions, the most numerous, it costs two thirds of the
+        parse. The cheaper way, a random byte and its first ancestor of the level, draws a node in proportion to the
+        bytes that belong to no nested node of the level, and so favours long nodes; setting that right by rejection
+        (accept with probability 1 / those bytes) needs hundreds of draws for a function, each with a walk over its
+        subtree.
         """
         if self._tree is None:
             self._data = encode(self.source)

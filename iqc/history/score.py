@@ -1,0 +1,137 @@
+"""How representative a change of a repository is: rules that reject it by name, and a score of those that remain.
+
+A rule measures; the numbers and patterns that it is held against are in `triplets.toml`.
+"""
+
+import re
+import tomllib
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from math import log
+from typing import Any
+
+from iqc.syntax.languages import languages
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """One path of a change: its texts (None: no such side, or binary) and the new side's language."""
+
+    path: str
+    old: str | None
+    new: str | None
+    lang: str | None
+
+
+@cache
+def table() -> dict[str, Any]:
+    return tomllib.loads((files("iqc.history") / "triplets.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def _pattern(rule: str) -> re.Pattern[str]:
+    return re.compile(table()["reject"][rule], re.IGNORECASE if rule not in ("lock", "test") else 0)
+
+
+def subject_and_body(message: str) -> tuple[str, str]:
+    """The subject is the first line; of a merged pull request, it is the title, the first line of the body."""
+    subject, _, body = message.strip().partition("\n")
+    if _pattern("pull_request").search(subject) and body.strip():
+        subject, _, body = body.strip().partition("\n")
+    return subject.strip(), body.strip()
+
+
+def reject_message(message: str, merge: bool) -> str | None:
+    """The rule that a commit's message breaks."""
+    if _pattern("revert").search(message.strip()) or _pattern("revert").search(subject_and_body(message)[0]):
+        return "revert"
+    if merge and _pattern("sync_merge").search(message.strip()):
+        return "sync_merge"
+    return None
+
+
+def reject_paths(paths: list[str]) -> str | None:
+    """The rule that a change breaks by where all of it lies."""
+    if not paths:
+        return "empty"
+    for rule in ("vendored", "lock"):
+        if all(_pattern(rule).search(path) for path in paths):
+            return rule
+    return None
+
+
+def reject_texts(changes: list[FileChange]) -> str | None:
+    """The rule that a change breaks by what its texts are: generated, or the same but for white space."""
+    ours = [change for change in changes if not _pattern("lock").search(change.path)]
+    if all(_generated(change) for change in ours):
+        return "generated"
+    if all(
+        change.old is not None and change.new is not None and change.old.split() == change.new.split()
+        for change in ours
+    ):
+        return "formatting"
+    return None
+
+
+def _generated(change: FileChange) -> bool:
+    text = change.new if change.new is not None else change.old
+    if text is None:
+        return True  # a binary file: nobody typed it
+    return bool(_pattern("generated_path").search(change.path) or _pattern("generated_text").search(text[:1000]))
+
+
+def changed_lines(changes: list[FileChange]) -> int:
+    """Lines added and lines deleted, as bags over the whole change: a line or a file that moves is neither."""
+    before, after = Counter[str](), Counter[str]()
+    for change in changes:
+        before.update((change.old or "").splitlines())
+        after.update((change.new or "").splitlines())
+    return (after - before).total() + (before - after).total()
+
+
+def score(changes: list[FileChange], messages: list[str]) -> tuple[float, dict[str, float]]:
+    """The weighted mean of the parts, and the parts, all in [0, 1].
+
+    size      changed lines, see [size]
+    code      share of the changed files that are written in a programming language
+    tests     1 when code and tests change together, 0.5 for code alone, 0 without code
+    message   mean over the commits of the share of message rules that are kept
+    """
+    is_code = [change.lang is not None and languages()[change.lang].code for change in changes]
+    is_test = [bool(_pattern("test").search(change.path)) for change in changes]
+    code = any(c and not t for c, t in zip(is_code, is_test))
+    parts = {
+        "size": _size(changed_lines(changes)),
+        "code": sum(is_code) / len(changes),
+        "tests": (0.5 + 0.5 * any(is_test)) if code else 0.0,
+        "message": sum(map(_message, messages)) / len(messages),
+    }
+    weights = table()["weights"]
+    total = sum(weights[part] * value for part, value in parts.items()) / sum(weights.values())
+    return round(total, 4), {part: round(value, 4) for part, value in parts.items()}
+
+
+def _size(lines: int) -> float:
+    (low_full, high_full), (low_zero, high_zero) = table()["size"]["full"], table()["size"]["zero"]
+    if not low_zero < lines < high_zero:
+        return 0.0
+    if lines < low_full:
+        return log(lines / low_zero) / log(low_full / low_zero)
+    if lines > high_full:
+        return log(high_zero / lines) / log(high_zero / high_full)
+    return 1.0
+
+
+def _message(message: str) -> float:
+    """Share of kept rules: length, words, a capital first letter, and nothing that says the commit is not a whole."""
+    rules = table()["message"]
+    subject, _ = subject_and_body(message)
+    kept = [
+        rules["subject_chars"][0] < len(subject) < rules["subject_chars"][1],
+        rules["subject_words"][0] < len(subject.split()) < rules["subject_words"][1],
+        subject[:1].isupper(),
+        not any(re.search(bad, subject, re.IGNORECASE) for bad in rules["bad"]),
+    ]
+    return sum(kept) / len(kept)
