@@ -17,7 +17,7 @@ MODULE = "solution"  # not "__main__": the code under test is imported, as by a 
 
 
 def execute(request: dict[str, Any], results: int) -> None:
-    """Run one request and write a JSON line an outcome to the descriptor `results`: a `value`, an `error`, or the nonce.
+    """Run one request; write a JSON line an outcome to the descriptor `results`: a `value`, an `error`, or the nonce.
 
     The first line says `{"loaded": true}`: the module level ended. Nothing is written for a call that never returned.
     """

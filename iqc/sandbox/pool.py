@@ -1,7 +1,7 @@
 """Running untrusted Python: a pool of isolated workers, and what a run came back with.
 
-`Sandbox.run` sends code and inputs in and gets plain data out; comparing it with what was expected is the caller's, on
-this side of the wall (`verdict.py`). The wall clock is kept here. Without isolation nothing runs, unless the caller says
+`Sandbox.run` sends code and inputs in and gets plain data out; comparing it with what was expected is done on this side
+of the wall (`verdict.py`). The wall clock is kept here. Without isolation nothing runs, unless the caller says
 `unsafe=True`.
 
 What bounds the memory of a run: RLIMIT_AS a process, times the number of processes, plus its /tmp; there is no cgroup.
@@ -103,11 +103,11 @@ class _Worker:
     def __init__(self, isolated: bool):
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         program = seccomp.program() if isolated else None
-        # a clean environment; the hash seed is fixed so that a run's set order, thus its verdict, is the same every time
+        # a clean environment; the hash seed is fixed so that the order of sets, thus a verdict, is the same every time
         keep = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         self.process = subprocess.Popen(
             [getattr(sys, "_base_executable", sys.executable), "-P", "-s", "-S", "-B", "-c", _START],
-            stdin=theirs,
+            stdin=theirs.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "HOME": "/tmp", **keep},

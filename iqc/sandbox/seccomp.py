@@ -1,14 +1,14 @@
 """The system calls that untrusted code may not make, as a classic BPF program for seccomp(2).
 
-A denylist of what widens the kernel's attack surface or outlives a run (namespaces, mounts, tracing, keyrings, bpf, perf,
-io_uring, userfaultfd, modules, anonymous files); files, network and processes are held by namespaces and rlimits. It is
-the last layer, not the first: a denylist ages with the kernel.
+A denylist of what widens the kernel's attack surface or outlives a run (namespaces, mounts, tracing, keyrings, bpf,
+perf, io_uring, userfaultfd, modules, anonymous files); files, network and processes are held by namespaces and rlimits.
+It is the last layer, not the first: a denylist ages with the kernel.
 """
 
 import platform
 import struct
 
-# name -> (x86_64, aarch64), from the kernel's arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h
+# name -> (x86_64, aarch64), from Linux arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h
 _DENIED = {
     "unshare": (272, 97),
     "setns": (308, 268),

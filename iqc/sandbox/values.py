@@ -1,9 +1,9 @@
 """Values that cross the wall of the sandbox: plain Python data as JSON with type tags, nothing else.
 
-None, bool, str, int, finite float and list are themselves in JSON; every other type is an object with one key that names
-it: `{"tuple": [...]}`, `{"set": [...]}`, `{"frozenset": [...]}`, `{"dict": [[key, value], ...]}`, `{"bytes": "hex"}`,
-`{"int": "0x..."}` (beyond 64 bits: Python limits the decimal digits it converts), `{"float": "nan"}`. There is no pickle:
-what comes back is data whose `==` is Python's own, whatever the untrusted code returned.
+None, bool, str, int, finite float and list are themselves in JSON; every other type is an object with one key that
+names it: `{"tuple": [...]}`, `{"set": [...]}`, `{"frozenset": [...]}`, `{"dict": [[key, value], ...]}`,
+`{"bytes": "hex"}`, `{"int": "0x..."}` (beyond 64 bits: Python limits the decimal digits it converts),
+`{"float": "nan"}`. There is no pickle: what comes back is data whose `==` is Python's own, whatever the code returned.
 """
 
 import math
@@ -11,15 +11,15 @@ from typing import Any
 
 
 def encode(value: Any) -> Any:
-    """`value` as JSON data. Subclasses of the plain types lose their class. TypeError names a type that cannot cross."""
+    """`value` as JSON data. Subclasses of plain types lose their class. TypeError names a type that cannot cross."""
     if value is None or isinstance(value, (bool, str)):
         return str.__str__(value) if isinstance(value, str) else value
     if isinstance(value, int):
         number = int.__index__(value)
         return number if -(2**63) <= number < 2**63 else {"int": hex(number)}
     if isinstance(value, float):
-        number = float.__float__(value)
-        return number if math.isfinite(number) else {"float": repr(number)}
+        real = float.__float__(value)
+        return real if math.isfinite(real) else {"float": repr(real)}
     if isinstance(value, list):
         return [encode(item) for item in list.__iter__(value)]
     if isinstance(value, tuple):
@@ -28,9 +28,10 @@ def encode(value: Any) -> Any:
         return {"bytes": bytes(value).hex()}
     if isinstance(value, dict):
         return {"dict": [[encode(key), encode(item)] for key, item in dict.items(value)]}
-    if isinstance(value, (set, frozenset)):
-        items = [encode(item) for item in (set if isinstance(value, set) else frozenset).__iter__(value)]
-        return {"set" if isinstance(value, set) else "frozenset": items}
+    if isinstance(value, set):
+        return {"set": [encode(item) for item in set.__iter__(value)]}
+    if isinstance(value, frozenset):
+        return {"frozenset": [encode(item) for item in frozenset.__iter__(value)]}
     raise TypeError(f"a value of type {type(value).__name__} cannot leave the sandbox")
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from iqc.sandbox.pool import Limits, Sandbox
 
 _TRUTHY, _FALSY = object(), object()  # expected values of `assert f(x)` and `assert not f(x)`
+_LARGEST_POWER = 64
 
 
 @dataclass(slots=True)
@@ -31,6 +32,7 @@ class Test:
     kwargs: dict[str, Any]
     expected: Any
     tolerance: float | None = None
+    same_type: bool = False  # `is True` refuses 1
 
     def accepts(self, value: Any) -> bool:
         try:
@@ -38,7 +40,7 @@ class Test:
                 return bool(value) is (self.expected is _TRUTHY)
             if self.tolerance is not None:
                 return math.fabs(value - self.expected) <= self.tolerance
-            return bool(value == self.expected)
+            return bool(value == self.expected) and not (self.same_type and type(value) is not type(self.expected))
         except (TypeError, OverflowError, RecursionError):
             return False
 
@@ -153,8 +155,7 @@ def _test(condition: ast.expr, names: set[str]) -> Test | None:
                 call, expected = (left, right) if _is_call(left, names) else (right, left)
                 return replace(_call(call, names), expected=_literal(expected))
             case ast.Compare(left=left, ops=[ast.Is()], comparators=[ast.Constant(value=None | True | False as value)]):
-                # identity of True is not equality with 1: left to the suite, except for None
-                return replace(_call(left, names), expected=None) if value is None else None
+                return replace(_call(left, names), expected=value, same_type=True)
             case ast.UnaryOp(op=ast.Not(), operand=call):
                 return replace(_call(call, names), expected=_FALSY)
             case ast.Call():
@@ -178,10 +179,13 @@ def _call(node: ast.expr, names: set[str]) -> Test:
 
 
 class _Fold(ast.NodeTransformer):
-    """Arithmetic on number literals, as in `1/3` or `2 * 10`: what a test writes where it means a literal."""
+    """Arithmetic on numbers and joined strings (`1/3`, `"a" + "b"`): tests write them where a literal is meant."""
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
         left, right = ast.literal_eval(self.visit(node.left)), ast.literal_eval(self.visit(node.right))
+        value: Any
+        if isinstance(left, str) and isinstance(right, str) and isinstance(node.op, ast.Add):
+            return ast.copy_location(ast.Constant(left + right), node)
         if not (isinstance(left, (int, float)) and isinstance(right, (int, float))):
             raise ValueError("not arithmetic")
         match node.op:
@@ -193,6 +197,8 @@ class _Fold(ast.NodeTransformer):
                 value = left * right
             case ast.Div() if right:
                 value = left / right
+            case ast.Pow() if 0 <= right <= _LARGEST_POWER and abs(left) <= _LARGEST_POWER:
+                value = left**right
             case _:
                 raise ValueError("not folded")
         return ast.copy_location(ast.Constant(value), node)

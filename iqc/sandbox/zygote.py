@@ -27,11 +27,11 @@ from typing import Any
 from iqc.sandbox.harness import execute
 
 # What tests commonly import, loaded once before the first fork.
-PRELOADED = (
-    "abc array base64 bisect calendar cmath collections contextlib copy csv dataclasses datetime decimal enum fractions "
-    "functools hashlib heapq inspect io itertools json math numbers operator pprint queue random re secrets statistics "
-    "string struct textwrap threading time types typing unicodedata uuid"
-).split()
+PRELOADED = """
+    abc array base64 bisect calendar cmath collections contextlib copy csv dataclasses datetime decimal
+    encodings.idna enum fractions functools hashlib heapq inspect io itertools json math numbers operator pprint queue random re secrets
+    socket statistics string struct subprocess textwrap threading time types typing unicodedata uuid
+"""
 NOBODY = 65534
 SLOT_UIDS = 0x70000000  # root's runs get the uid SLOT_UIDS + worker pid: RLIMIT_NPROC counts by uid over the host
 
@@ -107,7 +107,7 @@ def drop_privileges(uid: int) -> None:
 
 def set_limits(limits: dict[str, Any], others: int) -> None:
     """rlimits of one run, soft = hard. `others` is the number of the worker's own processes under this uid."""
-    for kind, value in (
+    for kind, wanted in (
         (resource.RLIMIT_AS, limits["memory"]),
         (resource.RLIMIT_CPU, int(limits["seconds"]) + 1),
         (resource.RLIMIT_FSIZE, limits["file_size"]),
@@ -116,7 +116,7 @@ def set_limits(limits: dict[str, Any], others: int) -> None:
         (resource.RLIMIT_NPROC, limits["processes"] + others),
     ):
         hard = resource.getrlimit(kind)[1]  # a host's lower hard limit stays: it cannot be raised
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(kind, (value, value))
 
 
@@ -145,7 +145,7 @@ def run_child(limits: dict[str, Any], fds: list[int], config: dict[str, Any], ui
             buffer = ctypes.create_string_buffer(code, len(code))
 
             class Program(ctypes.Structure):  # struct sock_fprog
-                _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]  # noqa: RUF012
+                _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
             program = Program(len(code) // 8, ctypes.cast(buffer, ctypes.c_void_p))
             _call("prctl", _PR_SET_SECCOMP, 2, ctypes.byref(program), 0, 0)
@@ -191,7 +191,9 @@ def serve(control: socket.socket, config: dict[str, Any], uid: int, others: int)
         for fd in fds:
             os.close(fd)
         watch = os.pidfd_open(child)
-        select.select([watch, control], [], [])  # the run ended by itself, or the parent says stop (or is gone)
+        select.select(
+            [watch, control.fileno()], [], []
+        )  # the run ended by itself, or the parent says stop (or is gone)
         os.close(watch)
         status, usage = sweep(child, config["isolated"])
         control.send(json.dumps({"status": status, "cpu": usage.ru_utime + usage.ru_stime}).encode())
@@ -199,9 +201,10 @@ def serve(control: socket.socket, config: dict[str, Any], uid: int, others: int)
 
 def main() -> None:
     """Entry point of the worker: descriptor 0 is the control socket; the first message is the configuration."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # process 1 is deaf to signals without a handler
     control = socket.socket(fileno=os.dup(0))
     config = json.loads(control.recv(65536))
-    for name in PRELOADED:
+    for name in PRELOADED.split():
         importlib.import_module(name)
     uid, others, step = os.getuid(), 0, "namespaces"
     slot = SLOT_UIDS + os.getpid() if uid == 0 else uid
