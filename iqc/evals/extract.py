@@ -1,4 +1,4 @@
-"""The answer in what a model wrote: without the reasoning, out of the code fence, up to where it should have stopped."""
+"""The answer in what a model wrote: without reasoning, out of the code fence, up to where it should have stopped."""
 
 import re
 from collections.abc import Iterable

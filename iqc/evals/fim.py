@@ -1,8 +1,8 @@
 """Fill in the middle: the written middle against the true one, by exact match and edit similarity; nothing is run.
 
 Records have `prefix`, `suffix`, `middle`, as the FIM stage writes them. Exact match is CrossCodeEval's (Ding et al.
-2023): equal lists of lines, stripped, the empty ones left out. Edit similarity is RepoEval's (Zhang et al. 2023): 1 minus
-Levenshtein over the longer length, in percent; CrossCodeEval's own is fuzzywuzzy's ratio, another number.
+2023): equal lists of lines, stripped, the empty ones left out. Edit similarity is RepoEval's (Zhang et al. 2023): 1
+minus Levenshtein over the longer length, in percent; CrossCodeEval's own is fuzzywuzzy's ratio, another number.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,8 +1,8 @@
 """Small programming tasks made by templates, for a first SFT and RL run: an instruction, tests as calls, a reference.
 
 Each template is a tiny Python function of one argument with one to three constants. Expected values come from the
-reference itself, written a second time as a Python lambda. The test calls of a task tell its constants from near misses:
-for every task of the same template in which one constant is a neighbouring one, some call has another answer.
+reference itself, written a second time as a Python lambda. The test calls of a task tell its constants from near
+misses: for every task of the template in which one constant is a neighbouring one, some call has another answer.
 
 Split: a combination of template and constants is in `test` when the SHA-256 of its id is 0 modulo 5, else in `train`;
 both phrasings of a combination are on the same side, so no constants of a test task were seen with its template.
@@ -21,7 +21,7 @@ from iqc.streams.stage import Record, rng
 
 ENTRY_POINT = "f"
 _CALLS = 6  # tests of a task, at least
-_TRIES = 200  # inputs drawn to tell one near miss apart
+_TRIES = 5000  # inputs drawn to tell one near miss apart
 
 
 @dataclass(slots=True, frozen=True)

@@ -28,9 +28,9 @@ from iqc.sandbox.harness import execute
 
 # What tests commonly import, loaded once before the first fork.
 PRELOADED = """
-    abc array base64 bisect calendar cmath collections contextlib copy csv dataclasses datetime decimal
-    encodings.idna enum fractions functools hashlib heapq inspect io itertools json math numbers operator pprint queue random re secrets
-    socket statistics string struct subprocess textwrap threading time types typing unicodedata uuid
+    abc array base64 bisect calendar cmath collections contextlib copy csv dataclasses datetime decimal encodings.idna
+    enum fractions functools hashlib heapq inspect io itertools json math numbers operator pprint queue random re
+    secrets socket statistics string struct subprocess textwrap threading time types typing unicodedata uuid
 """
 NOBODY = 65534
 SLOT_UIDS = 0x70000000  # root's runs get the uid SLOT_UIDS + worker pid: RLIMIT_NPROC counts by uid over the host
