@@ -1,8 +1,9 @@
 """Small programming tasks made by templates, for a first SFT and RL run: an instruction, tests as calls, a reference.
 
 Each template is a tiny Python function of one argument with one to three constants. Expected values come from the
-reference itself, written a second time as a Python lambda. The test calls of a task tell its constants from near
-misses: for every task of the template in which one constant is a neighbouring one, some call has another answer.
+reference itself, written a second time as a Python lambda. The test calls of a task tell it from near misses: for every
+task of the template in which one constant is another (a number: a neighbouring one), some call has another answer.
+Nor do all calls have the same answer, or their own argument as the answer.
 
 Split: a combination of template and constants is in `test` when the SHA-256 of its id is 0 modulo 5, else in `train`;
 both phrasings of a combination are on the same side, so no constants of a test task were seen with its template.
@@ -26,7 +27,7 @@ _TRIES = 5000  # inputs drawn to tell one near miss apart
 
 @dataclass(slots=True, frozen=True)
 class Template:
-    """`constants`: name -> choices; neighbours in a list are near misses. `phrasings` and `body` are format strings."""
+    """`constants`: name -> choices. `phrasings`, `body`: format strings; `value`: the body as a Python function."""
 
     name: str
     argument: str
@@ -292,11 +293,12 @@ def as_chat(task: Record) -> Record:
 
 
 def near_misses(template: Template, constants: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The constants with one of them moved to a neighbour in its list of choices."""
+    """The constants with one of them changed: a number to a neighbour in its list of choices, a word to any other."""
     for name, choices in template.constants.items():
         place = choices.index(constants[name])
-        for neighbour in choices[max(0, place - 1) : place] + choices[place + 1 : place + 2]:
-            yield {**constants, name: neighbour}
+        reach = 1 if isinstance(constants[name], int) else len(choices)
+        for other in choices[max(0, place - reach) : place] + choices[place + 1 : place + 1 + reach]:
+            yield {**constants, name: other}
 
 
 def _combinations(template: Template) -> Iterator[dict[str, Any]]:
@@ -311,11 +313,13 @@ def _name(template: Template, constants: dict[str, Any]) -> str:
 
 
 def _inputs(template: Template, constants: dict[str, Any]) -> list[Any]:
-    """Different inputs: first one for every near miss that no earlier one tells apart, then any up to the number."""
+    """Different inputs: one for every wrong program that no earlier one tells apart, then any up to the number."""
     random = rng(0, "tasks", _name(template, constants))
     value = template.value(**constants)
-    inputs: list[Any] = []
-    for wrong in (template.value(**other) for other in near_misses(template, constants)):
+    inputs = [template.draw(random)]
+    constant = value(inputs[0])
+    wrongs = [lambda x: constant, lambda x: x, *(template.value(**other) for other in near_misses(template, constants))]
+    for wrong in wrongs:
         if any(wrong(x) != value(x) for x in inputs):
             continue
         drawn = (template.draw(random) for _ in range(_TRIES))
