@@ -1,0 +1,107 @@
+"""A source tree in, document records out: one record a text file.
+
+`list_files` is cheap and gives the order; `read_file` does the work for one path, so that a runner can share paths out.
+Left out without a word: version control and caches (SKIPPED), symbolic links (their targets are listed where they are,
+or lie outside the tree) and whatever is no regular file. Files that are not kept come back as Dropped: `file_bytes`,
+`binary`, `encoding`, `path_encoding`.
+"""
+
+import codecs
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from iqc.errors import IqcError
+from iqc.streams.stage import Dropped, Record
+
+MAX_BYTES = 3_000_000  # OpenCoder's limit
+_SNIFF = 8000  # bytes in which git looks for a NUL
+SKIPPED = frozenset(
+    ".git .hg .svn .bzr __pycache__ .mypy_cache .pytest_cache .ruff_cache .hypothesis .tox .nox .venv node_modules".split()
+)
+
+
+def list_files(root: str | Path) -> list[str]:
+    """Paths relative to `root`, with `/`, sorted by code point: a directory's files and folders by their full paths.
+
+    IqcError: `root` is not a directory, or a folder in it cannot be read.
+    """
+    if not os.path.isdir(root):
+        raise IqcError("not a directory", where=str(root), remedy="name the top of a source tree")
+
+    def refuse(error: OSError) -> None:
+        raise IqcError(f"cannot list: {error.strerror}", where=str(error.filename), remedy="make it readable") from None
+
+    paths = []
+    for folder, names, files in os.walk(root, onerror=refuse):
+        names[:] = [name for name in names if name not in SKIPPED]
+        prefix = Path(folder).relative_to(root).as_posix()
+        for name in files:
+            if stat.S_ISREG(os.lstat(os.path.join(folder, name)).st_mode):
+                paths.append(name if prefix == "." else f"{prefix}/{name}")
+    return sorted(paths)
+
+
+def read_file(root: str | Path, path: str, source: str, repo: str | None = None) -> Record | Dropped:
+    """The document of one file of `list_files`. Its `id` is a hash of source, path and bytes, the same on every machine.
+
+    Text is UTF-8, with or without a byte order mark (which is removed), decoded strictly; a file in any other encoding is
+    Dropped with the encoding it seems to be in, never guessed at. IqcError: the file cannot be read.
+    """
+    from iqc.syntax.languages import language_of
+
+    full = os.path.join(root, path)
+    name = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    metadata: Record = {"path": name, "lang": None, "bytes": 0}
+    if repo is not None:
+        metadata["repo"] = repo
+    record: Record = {"id": "", "text": "", "source": source, "metadata": metadata}
+    try:
+        with open(full, "rb") as file:
+            metadata["bytes"] = os.fstat(file.fileno()).st_size
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise IqcError(
+            f"cannot read: {error.strerror}", where=full, remedy="make it readable, or leave it out"
+        ) from None
+    record["id"] = hashlib.sha256(b"\0".join((source.encode(), name.encode(), data))).hexdigest()[:32]
+
+    if len(data) > MAX_BYTES:
+        return Dropped(record, "file_bytes", metadata["bytes"], MAX_BYTES)
+    if name != path:
+        return Dropped(record, "path_encoding", name, "utf-8")
+    legacy = _utf_16_or_32(data)
+    if legacy is None and b"\0" in data[:_SNIFF]:
+        return Dropped(record, "binary", data.index(0), "no NUL in the first 8000 bytes")
+    try:
+        text = data.decode("utf-8-sig") if legacy is None else ""
+    except UnicodeDecodeError as error:
+        legacy = f"not UTF-8 at byte {error.start}: {_single_byte(data)}"
+    if legacy is not None:
+        return Dropped(record, "encoding", legacy, "utf-8")
+    record["text"] = text
+    metadata["lang"] = language_of(path, text)
+    return record
+
+
+def _utf_16_or_32(data: bytes) -> str | None:
+    """The encoding that a byte order mark names; UTF-32's begins with UTF-16's, so it is asked first."""
+    for mark, name in (
+        (codecs.BOM_UTF32_LE, "utf-32-le"),
+        (codecs.BOM_UTF32_BE, "utf-32-be"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF16_BE, "utf-16-be"),
+    ):
+        if data.startswith(mark):
+            return name
+    return None
+
+
+def _single_byte(data: bytes) -> str:
+    """A name for the report: several legacy encodings accept any bytes, so this is what the file may be, not is."""
+    try:
+        data.decode("windows-1252")
+    except UnicodeDecodeError:
+        return "binary or a multi-byte encoding"
+    return "windows-1252, latin-1 or another legacy encoding"
