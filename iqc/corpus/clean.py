@@ -1,14 +1,14 @@
 """The cleaning stage: normalise line ends, ask the rules, parse.
 
-Lines end in LF afterwards (CRLF and lone CR are rewritten) and a leading byte order mark is gone; nothing else of a text
-is changed. A record that names a language (`metadata.lang`, or a path from which it follows) is asked the code rules and
-must parse; any other is taken for web text.
+Lines end in LF afterwards (CRLF and lone CR are rewritten) and a leading byte order mark is gone; nothing else of a
+text is changed. A record that names a language (`metadata.lang`, or a path from which it follows) is asked the code
+rules and must parse; any other is taken for web text.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from iqc.corpus.rules import CODE_SETS, WEB_SETS, decide, load_rules, measure
+from iqc.corpus.rules import CODE_SETS, WEB_SETS, Measured, decide, load_rules, measure
 from iqc.errors import BadRecord
 from iqc.streams.stage import Dropped, Record, Transform
 
@@ -29,7 +29,7 @@ def normalise(text: str) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def clean(options: CleanOptions = CleanOptions()) -> Transform:  # noqa: B008 (frozen)
+def clean(options: CleanOptions = CleanOptions()) -> Transform:
     """The stage. IqcError for rule sets that do not exist; BadRecord for a record without text.
 
     A dropped record's rule is a rule's name, or `syntax`: the share of bytes under error nodes, against the language's
@@ -48,11 +48,12 @@ def clean(options: CleanOptions = CleanOptions()) -> Transform:  # noqa: B008 (f
         metadata = record.get("metadata") or {}
         lang = _language(metadata, text)
         rules = code_rules if lang else web_rules
+        measured = Measured(text, lang)
         if options.measured:
-            metadata = {**metadata, "measured": measure(text, rules, lang)}
+            metadata = {**metadata, "measured": measure(measured, rules)}
         record = {**record, "text": text, "metadata": metadata}
 
-        broken = decide(text, rules, lang)
+        broken = decide(measured, rules)
         if broken:
             rule, value, threshold = broken
             yield Dropped(record, rule.name, value, threshold)
@@ -62,7 +63,7 @@ def clean(options: CleanOptions = CleanOptions()) -> Transform:  # noqa: B008 (f
             if checked:
                 share, limit = checked
                 if options.measured:
-                    metadata["measured"]["syntax"] = round(share, 6)
+                    metadata["measured"]["syntax"] = share
                 if share > limit:
                     yield Dropped(record, "syntax", share, limit)
                     return

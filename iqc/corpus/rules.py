@@ -1,7 +1,7 @@
 """Cleaning rules: what is measured on a text, and the sets of thresholds that decide on it.
 
 A measure is a function of a text; `MEASURES` is the table of them. Thresholds are data: `rules.toml` beside this file
-holds the published sets by name, a user's file the same form. Deciding asks the rules in their order and stops at the
+holds the published sets by name, a user's file the same form. `decide` asks the rules in their order and stops at the
 first that fails, so that a dropped text carries rule, value and threshold; `measure` computes all values of a set, so
 that thresholds can be changed later without reading the texts again.
 
@@ -30,10 +30,17 @@ class Measured:
     def __init__(self, text: str, lang: str = ""):
         self.text = text
         self.lang = lang
+        self.values: dict[str, float] = {}
+
+    def value(self, name: str) -> float:
+        """The named measure, computed once."""
+        if name not in self.values:
+            self.values[name] = MEASURES[name](self)
+        return self.values[name]
 
     @cached_property
     def lines(self) -> list[str]:
-        return self.text.split("\n")[: -1 if self.text.endswith("\n") else None]
+        return self.text.removesuffix("\n").split("\n") if self.text else []
 
     @cached_property
     def full_lines(self) -> list[str]:
@@ -220,24 +227,20 @@ def load_rules(names: Sequence[str], file: str | Path | None = None) -> tuple[Ru
     return tuple(rules)
 
 
-def decide(text: str, rules: Sequence[Rule], lang: str = "") -> tuple[Rule, float, float] | None:
+def decide(text: Measured, rules: Sequence[Rule]) -> tuple[Rule, float, float] | None:
     """(rule, value, threshold) of the first rule that the text breaks; None: it is kept."""
-    measured, known = Measured(text, lang), {}
     for rule in rules:
-        if rule.applies(lang):
-            if rule.measure not in known:
-                known[rule.measure] = MEASURES[rule.measure](measured)
-            threshold = rule.broken_by(known[rule.measure])
+        if rule.applies(text.lang):
+            value = text.value(rule.measure)
+            threshold = rule.broken_by(value)
             if threshold is not None:
-                return rule, known[rule.measure], threshold
+                return rule, value, threshold
     return None
 
 
-def measure(text: str, rules: Sequence[Rule], lang: str = "") -> dict[str, float]:
-    """Every measure that the rules ask for in this language, by name: shares are rounded to 6 places."""
-    measured = Measured(text, lang)
-    names = dict.fromkeys(rule.measure for rule in rules if rule.applies(lang))
-    return {name: round(MEASURES[name](measured), 6) for name in names}
+def measure(text: Measured, rules: Sequence[Rule]) -> dict[str, float]:
+    """Every measure that the rules ask for in the text's language, by name."""
+    return {rule.measure: text.value(rule.measure) for rule in rules if rule.applies(text.lang)}
 
 
 @cache

@@ -18,8 +18,8 @@ from iqc.streams.stage import Dropped, Record
 MAX_BYTES = 3_000_000  # OpenCoder's limit
 _SNIFF = 8000  # bytes in which git looks for a NUL
 SKIPPED = frozenset(
-    ".git .hg .svn .bzr __pycache__ .mypy_cache .pytest_cache .ruff_cache .hypothesis .tox .nox .venv node_modules".split()
-)
+    (".git", ".hg", ".svn", ".bzr", ".tox", ".nox", ".venv", "node_modules", "__pycache__")
+) | frozenset((".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"))
 
 
 def list_files(root: str | Path) -> list[str]:
@@ -44,10 +44,10 @@ def list_files(root: str | Path) -> list[str]:
 
 
 def read_file(root: str | Path, path: str, source: str, repo: str | None = None) -> Record | Dropped:
-    """The document of one file of `list_files`. Its `id` is a hash of source, path and bytes, the same on every machine.
+    """The document of one file of `list_files`. `id` is a hash of source, path and bytes, the same on every machine.
 
-    Text is UTF-8, with or without a byte order mark (which is removed), decoded strictly; a file in any other encoding is
-    Dropped with the encoding it seems to be in, never guessed at. IqcError: the file cannot be read.
+    Text is UTF-8, with or without a byte order mark (which is removed), decoded strictly; a file in any other encoding
+    is Dropped with the encoding it seems to be in, never guessed at. IqcError: the file cannot be read.
     """
     from iqc.syntax.languages import language_of
 

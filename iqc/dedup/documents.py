@@ -26,6 +26,7 @@ from iqc.dedup.minhash import Lsh, band_keys, jaccard, shingles
 from iqc.streams.stage import Dropped, Record
 
 THRESHOLD = 0.7
+LSH = Lsh()
 _HEAD = 34  # bytes before the id in the spill file: SHA-256, length of the id
 
 
@@ -47,7 +48,7 @@ class Duplicate:
     jaccard: float
 
 
-def signature(text: str, lsh: Lsh | None = Lsh()) -> Signature:  # noqa: B008 (frozen)
+def signature(text: str, lsh: Lsh | None = LSH) -> Signature:
     """The signature of one text; `lsh=None` for exact duplicates alone. Under 5 tokens only the hash is left."""
     sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     sets = shingles(text) if lsh else None
