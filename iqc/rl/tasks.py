@@ -11,7 +11,7 @@ both phrasings of a combination are on the same side, so no constants of a test 
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -232,15 +232,23 @@ TEMPLATES: tuple[Template, ...] = (
 )
 
 
-def generate_tasks(count: int, seed: int, split: str = "train") -> Iterator[Record]:
-    """`count` different tasks of a split, in an order that the seed chooses; templates take turns.
+def generate_tasks(
+    count: int, seed: int, split: str = "train", templates: Sequence[str] | None = None, skip: int = 0
+) -> Iterator[Record]:
+    """`count` different tasks of a split after the first `skip`, in an order that the seed chooses; templates (all, or
+    those named) take turns.
 
-    UsageError for an unknown split, or when there are not so many tasks.
+    UsageError for an unknown split or template, or when there are not so many tasks.
     """
     if split not in ("train", "test"):
         raise UsageError(f"no split {split!r}", remedy="train or test")
+    names = [template.name for template in TEMPLATES]
+    if unknown := [name for name in templates or () if name not in names]:
+        raise UsageError(f"no template {unknown[0]!r}", remedy="one of " + ", ".join(names))
     columns = []
     for template in TEMPLATES:
+        if templates and template.name not in templates:
+            continue
         column = [
             (template, constants, phrasing)
             for constants in _combinations(template)
@@ -250,10 +258,12 @@ def generate_tasks(count: int, seed: int, split: str = "train") -> Iterator[Reco
         rng(seed, "tasks", template.name).shuffle(column)
         columns.append(column)
     total = sum(map(len, columns))
-    if count > total:
-        raise UsageError(f"{count} tasks asked for, the {split} split has {total}", remedy=f"ask for at most {total}")
+    if skip + count > total:
+        raise UsageError(
+            f"{skip + count} tasks asked for, the {split} split has {total}", remedy=f"ask for at most {total}"
+        )
     turns = (item for row in itertools.zip_longest(*columns) for item in row if item is not None)
-    for template, constants, phrasing in itertools.islice(turns, count):
+    for template, constants, phrasing in itertools.islice(turns, skip, skip + count):
         yield make_task(template, constants, phrasing)
 
 

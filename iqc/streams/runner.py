@@ -122,10 +122,12 @@ class StreamInput:
 class ItemInput:
     """The items of a source stage (files, archives, repositories), handed out `batch` at a time.
 
-    `label` is what lineage and errors call them, `listing` a digest of what they are, for a resume to compare.
+    `label` is what lineage and errors call them; `listing` gives a digest of what they are, for a resume to compare.
     """
 
-    def __init__(self, items: Iterable[Any], label: str, batch: int = 1, listing: str | None = None):
+    def __init__(
+        self, items: Iterable[Any], label: str, batch: int = 1, listing: Callable[[], str] | None = None
+    ):
         self.items = items
         self.batch = batch
         self.label = label
@@ -158,7 +160,7 @@ class ItemInput:
         return [found]
 
     def identity(self) -> list[str | None]:
-        return [self.listing]
+        return [self.listing() if self.listing else None]
 
 
 StageInput = StreamInput | ItemInput
