@@ -14,7 +14,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -52,7 +52,10 @@ class Measured:
 
     @cached_property
     def words(self) -> list[str]:
-        """Between white space, without those that are punctuation only (Gopher)."""
+        """Of code, the runs of letters, digits and underscores; of text, what stands between white space and is not
+        punctuation only (Gopher)."""
+        if self.lang:
+            return _WORD.findall(self.text)
         return [word for word in self.text.split() if any(map(str.isalnum, word))]
 
 
@@ -68,7 +71,7 @@ _ENCODED = re.compile(
     r"[A-Za-z0-9+/]{64,}={0,2}(?:\n[A-Za-z0-9+/]{64,}={0,2})*"
     r"|(?:(?:0x|\\x)[0-9A-Fa-f]{2}[,\s]*){8,}|(?:\b[0-9A-Fa-f]{2}[,\s]+){8,}|(?:\\u[0-9A-Fa-f]{4}){8,}"
 )
-_HEX_WORD = re.compile(r"(?:0x|\\x)[0-9A-Fa-f]+|(?=[0-9A-Fa-f]*[0-9])[0-9A-Fa-f]{8,}")
+_HEX = re.compile(r"\b0[xX][0-9A-Fa-f]+\b")
 _WORD = re.compile(r"\w+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")  # not tab, line feed, form feed, carriage return
 _STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
@@ -109,6 +112,13 @@ def _repeated(parts: Sequence[str], *, by_chars: bool) -> float:
     return _share(sum((n - 1) * len(part) for part, n in counts.items()), sum(map(len, parts)))
 
 
+def _copied_lines(m: Measured) -> float:
+    """Share of the lines that are there more than once; single characters such as brackets do not count (OpenCoder)."""
+    counts = Counter(m.full_lines)
+    copied = sum(n for line, n in counts.items() if n > 1 and len(line) > 1 and line != "},")
+    return _share(copied, len(m.full_lines))
+
+
 def _grams(words: list[str], n: int) -> list[tuple[str, ...]]:
     return list(zip(*(words[i:] for i in range(n))))
 
@@ -135,12 +145,6 @@ def _repeated_gram_chars(m: Measured, n: int) -> float:
     return _share(total, sum(map(len, m.words)))
 
 
-def _repeated_grams(m: Measured, n: int) -> float:
-    """Share of the n-grams that repeat an earlier one."""
-    grams = _grams(m.words, n)
-    return _share(len(grams) - len(set(grams)), len(grams))
-
-
 MEASURES: dict[str, Callable[[Measured], float]] = {
     "bytes": lambda m: len(m.text.encode("utf-8", "surrogatepass")),
     "chars": lambda m: len(m.text),
@@ -157,6 +161,7 @@ MEASURES: dict[str, Callable[[Measured], float]] = {
     "replacement_share": lambda m: _share(m.text.count("\ufffd"), len(m.text)),
     "repeated_line_share": lambda m: _repeated(m.full_lines, by_chars=False),
     "repeated_line_char_share": lambda m: _repeated(m.full_lines, by_chars=True),
+    "copied_line_share": _copied_lines,
     "repeated_paragraph_share": lambda m: _repeated(m.paragraphs, by_chars=False),
     "repeated_paragraph_char_share": lambda m: _repeated(m.paragraphs, by_chars=True),
     "comment_share": _comment_share,
@@ -165,7 +170,7 @@ MEASURES: dict[str, Callable[[Measured], float]] = {
     "xml_declaration": lambda m: int("<?xml version=" in m.text[:100]),
     "encoded_run": lambda m: max((len(run[0]) for run in _ENCODED.finditer(m.text)), default=0),
     "encoded_share": lambda m: _share(sum(len(run[0]) for run in _ENCODED.finditer(m.text)), len(m.text)),
-    "hex_word_share": lambda m: _share(sum(map(bool, map(_HEX_WORD.fullmatch, m.words))), len(m.words)),
+    "hex_share": lambda m: _share(sum(map(len, _HEX.findall(m.text))), len(m.text)),
     "hash_word_ratio": lambda m: _share(m.text.count("#"), len(m.words)),
     "ellipsis_word_ratio": lambda m: _share(m.text.count("...") + m.text.count("\u2026"), len(m.words)),
     "bullet_line_share": lambda m: _share(
@@ -176,9 +181,8 @@ MEASURES: dict[str, Callable[[Measured], float]] = {
     ),
     "alpha_word_share": lambda m: _share(sum(any(map(str.isalpha, w)) for w in m.text.split()), len(m.text.split())),
     "stop_words": lambda m: len(_STOP_WORDS.intersection(map(str.lower, _WORD.findall(m.text)))),
-    **{f"top_{n}gram_char_share": lambda m, n=n: _top_gram_chars(m, n) for n in (2, 3, 4)},
-    **{f"repeated_{n}gram_share": lambda m, n=n: _repeated_grams(m, n) for n in range(5, 11)},
-    **{f"repeated_{n}gram_char_share": lambda m, n=n: _repeated_gram_chars(m, n) for n in range(5, 11)},
+    **{f"top_{n}gram_char_share": partial(_top_gram_chars, n=n) for n in (2, 3, 4)},
+    **{f"repeated_{n}gram_char_share": partial(_repeated_gram_chars, n=n) for n in range(5, 11)},
 }
 
 

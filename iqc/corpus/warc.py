@@ -11,7 +11,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import zstandard
 
@@ -137,7 +137,8 @@ def parse_http(payload: bytes) -> tuple[int, Headers, bytes]:
 
 
 def _join_chunks(body: bytes) -> bytes:
-    parts, at = [], 0
+    parts: list[bytes] = []
+    at = 0
     while True:
         end = body.find(b"\n", at)
         size = re.fullmatch(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;.*)?\r?", body[at:end]) if end >= 0 else None
@@ -296,7 +297,7 @@ class _Gzip(_Source):
 
     def __init__(self, raw: BinaryIO, where: str):
         super().__init__(raw, where)
-        self.engine = None
+        self.engine: Any = None  # zlib does not name its type
         self.packed = b""
 
     def pull(self) -> bytes:
@@ -333,7 +334,7 @@ class _Zstd(_Source):
 
     def __init__(self, raw: BinaryIO, where: str):
         super().__init__(raw, where)
-        self.engine = None
+        self.engine: zstandard.ZstdDecompressionObj | None = None
         self.packed = b""
 
     def pull(self) -> bytes:

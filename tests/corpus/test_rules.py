@@ -41,7 +41,7 @@ from iqc.errors import IqcError
         ("encoded_run", "#" + "=" * 70 + "\n" + "-" * 100, 0),
         ("encoded_share", "0x12, 0xfe, " * 10 + "." * 120, 0.5),
         ("encoded_share", "\\u00e9" * 8 + "." * 48, 0.5),
-        ("hex_word_share", "0xff deadbeef1 word facade", 0.5),
+        ("hex_share", "0xff deadbeef 0xfg word", 4 / 23),
         ("hash_word_ratio", "# one ## two", 1.5),
         ("ellipsis_word_ratio", "one... two\u2026", 1),
         ("bullet_line_share", "- a\n* b\n\u2022 c\nd", 0.75),
@@ -50,13 +50,18 @@ from iqc.errors import IqcError
         ("stop_words", "The cat and the hat, of course", 3),
         ("top_2gram_char_share", "aa b aa b c", 6 / 7),
         ("top_2gram_char_share", "aa b c d", 0),
-        ("repeated_5gram_share", "a b c d e a b c d e", 1 / 6),
+        ("copied_line_share", "aa\nbb\naa\n}\n}\n},\n},\ncc", 2 / 8),
         ("repeated_5gram_char_share", "a b c d e a b c d e", 0.5),
         ("repeated_5gram_char_share", "a a a a a a a", 6 / 7),
     ],
 )
 def test_measures(name, text, expected):
     assert math.isclose(MEASURES[name](Measured(text)), expected)
+
+
+def test_words_of_code_and_of_text():
+    assert Measured("self.a_b(x, -- 2)").words == ["self.a_b(x,", "2)"]
+    assert Measured("self.a_b(x, -- 2)", "sql").words == ["self", "a_b", "x", "2"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,17 @@ def test_the_table_grows():
     texts = [f"token{i} and{i} some{i} other{i} words{i} here{i}" for i in range(1000)]
     assert not any(run(texts))
     assert [d.of for d in run(texts + texts)[1000:]] == [str(i) for i in range(1000)]
+
+
+def test_memory_is_a_few_hundred_bytes_a_document():
+    signatures = [signature(f"token{i} and{i} some{i} other{i} words{i} here{i}" * 20) for i in range(2000)]
+    tracemalloc.start()
+    with Deduplicator() as deduplicator:
+        before = tracemalloc.get_traced_memory()[0]
+        assert not any(deduplicator.add(str(i), s) for i, s in enumerate(signatures))
+        grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown / len(signatures) < 600
 
 
 def test_dropped_names_the_partner():
