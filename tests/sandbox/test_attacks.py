@@ -1,6 +1,11 @@
 """Code that tries to pass without the answer, to get out, or to stay: none passes, and nothing is left on the host."""
 
+import os
 import secrets
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -32,7 +37,7 @@ def f(x):
     "forged lines": 'import os\nos.write(3, b\'{"loaded": true}\\n{"value": true}\\n\')\nos._exit(0)',
     "nested line": "import os\ndef f(x):\n os.write(3, b'[' * 200000 + b'\\n')\n return 1",
     "unknown tag": 'import os\ndef f(x):\n os.write(3, b\'{"value": {"eval": "1"}}\\n\')\n os._exit(0)',
-    "patched json": "import json, builtins\njson.dumps = lambda *_: '{}'\nbuiltins.isinstance = lambda *_: True\ndef f(x): return 1",
+    "patched json": "import json, builtins as b\njson.dumps = lambda *_: '{}'\nb.isinstance = lambda *_: True\ndef f(x): return 1",
     "daemon": """
 import os, time
 def f(x):
@@ -44,21 +49,27 @@ def f(x):
     time.sleep(0.1)
 """,
     "fork bomb": "import os\ndef f(x):\n while True:\n  try: os.fork()\n  except OSError: pass",
-    "thread bomb": "import threading, time\ndef f(x):\n while True: threading.Thread(target=time.sleep, args=(9,)).start()",
+    "thread bomb": "import threading as t, time\ndef f(x):\n while True: t.Thread(target=time.sleep, args=(9,)).start()",
     "memory bomb": "def f(x):\n data = []\n while True: data.append(bytearray(1 << 24))",
     "memory at load": "x = bytearray(1 << 33)",
     "disk bomb": "def f(x):\n for i in range(99999): open(f'/tmp/{i}', 'wb').write(bytes(1 << 22))",
     "output flood": "def f(x):\n while True: print('x' * 9999)",
     "result flood": "def f(x): return 'x' * (1 << 24)",
     "busy": "def f(x):\n while True: pass",
-    "deaf": "import signal, time\nfor s in range(1, 65):\n try: signal.signal(s, signal.SIG_IGN)\n except (OSError, ValueError): pass\ntime.sleep(99)",
+    "deaf": """
+import signal, time
+for number in range(1, 65):
+    try: signal.signal(number, signal.SIG_IGN)
+    except (OSError, ValueError): pass
+time.sleep(99)
+""",
     "stopped": "import os, signal\ndef f(x): os.kill(os.getpid(), signal.SIGSTOP)",
     "recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef f(x): return f(x)",
     "segfault": "import ctypes\ndef f(x): return ctypes.string_at(0)",
     "no descriptors": "import os\ndef f(x):\n os.closerange(0, 64)\n return 1",
     "kill all": "import os\ndef f(x):\n os.kill(-1, 9)",
     "kill worker": "import os\ndef f(x):\n for s in (2, 3, 9, 10, 15): os.kill(1, s)\n return 0",
-    "kill parent": "import os\ndef f(x):\n for pid in range(2, 70000):\n  try: os.kill(pid, 9)\n  except OSError: pass",
+    "kill any": "import os\ndef f(x):\n for pid in range(2, 70000):\n  try: os.kill(pid, 9)\n  except OSError: pass",
     "trace worker": "import ctypes\nl = ctypes.CDLL(None)\ndef f(x): return [l.ptrace(16, 1, 0, 0), l.ptrace(16, 0, 0, 0)]",
     "new namespaces": "import ctypes\nl = ctypes.CDLL(None)\ndef f(x): return l.unshare(0x10020000)",
     "mount": "import ctypes\nl = ctypes.CDLL(None)\ndef f(x): return l.mount(b'x', b'/usr', b'tmpfs', 0, b'')",
@@ -148,12 +159,6 @@ def test_leaving_early_fails_a_same_process_suite(code, sandbox):
 
 
 def test_a_killed_parent_takes_the_sandbox_with_it(isolation, host):
-    import os
-    import subprocess
-    import sys
-    import time
-    from pathlib import Path
-
     root = Path(__file__).resolve().parents[2]
     code = (
         "from iqc.sandbox import Sandbox, Limits\n"

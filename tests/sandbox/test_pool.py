@@ -97,7 +97,7 @@ def test_closing_leaves_no_process(isolation, host):
 def test_no_isolation_is_an_error_with_a_remedy(monkeypatch):
     # a worker that cannot make its namespaces: here, because it may not load the module that does
     monkeypatch.setattr(pool, "_START", "raise OSError('unshare: Operation not permitted')")
-    with pytest.raises(IqcError, match="no isolation.*not permitted") as caught:
+    with pytest.raises(IqcError, match=r"no isolation.*not permitted") as caught:
         Sandbox(1)
     assert "--unsafe-exec" in caught.value.remedy
     assert [layer.holds for layer in pool.available()] == [False]

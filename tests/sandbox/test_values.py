@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iqc.sandbox.values import decode, encode
@@ -25,6 +25,7 @@ def types(value):
     return type(value), value
 
 
+@settings(max_examples=40, deadline=None)
 @given(VALUES)
 def test_round_trip_through_json(value):
     assert types(decode(json.loads(json.dumps(encode(value))))) == types(value)

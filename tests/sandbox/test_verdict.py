@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iqc.errors import BadRecord
@@ -16,6 +16,7 @@ LITERALS = st.recursive(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(LITERALS, LITERALS, st.booleans())
 def test_a_comparison_with_a_literal_becomes_a_call(argument, expected, swapped):
     call = f"candidate({argument!r}, key={argument!r})"
