@@ -308,7 +308,9 @@ def near_misses(template: Template, constants: dict[str, Any]) -> Iterator[dict[
         place = choices.index(constants[name])
         reach = 1 if isinstance(constants[name], int) else len(choices)
         for other in choices[max(0, place - reach) : place] + choices[place + 1 : place + 1 + reach]:
-            yield {**constants, name: other}
+            changed = {**constants, name: other}
+            if template.allowed(**changed):
+                yield changed
 
 
 def _combinations(template: Template) -> Iterator[dict[str, Any]]:

@@ -21,10 +21,9 @@ def shared():
     """The real inputs beside the repository: name -> path; skips when absent."""
 
     def find(name: str) -> Path:
-        roots = [parent / "shared" for parent in Path(__file__).resolve().parents[3:5]]
-        found = [root / name for root in roots if (root / name).exists()]
-        if not found:
+        path = Path(__file__).resolve().parents[3] / "shared" / name
+        if not path.exists():
             pytest.skip(f"../shared/{name} absent")
-        return found[0]
+        return path
 
     return find

@@ -33,8 +33,8 @@ def _descendants() -> set[int]:
             continue
         parents[int(status.parent.name)] = int(fields["PPid"])
     below: set[int] = set()
-    for pid, parent in parents.items():
-        chain = [pid]
+    for pid, first in parents.items():
+        chain, parent = [pid], first
         while parent and parent != os.getpid():
             chain.append(parent)
             parent = parents.get(parent, 0)

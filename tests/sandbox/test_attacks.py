@@ -37,7 +37,12 @@ def f(x):
     "forged lines": 'import os\nos.write(3, b\'{"loaded": true}\\n{"value": true}\\n\')\nos._exit(0)',
     "nested line": "import os\ndef f(x):\n os.write(3, b'[' * 200000 + b'\\n')\n return 1",
     "unknown tag": 'import os\ndef f(x):\n os.write(3, b\'{"value": {"eval": "1"}}\\n\')\n os._exit(0)',
-    "patched json": "import json, builtins as b\njson.dumps = lambda *_: '{}'\nb.isinstance = lambda *_: True\ndef f(x): return 1",
+    "patched json": """
+import json, builtins as b
+json.dumps = lambda *_: '{}'
+b.isinstance = lambda *_: True
+def f(x): return 1
+""",
     "daemon": """
 import os, time
 def f(x):
@@ -49,7 +54,11 @@ def f(x):
     time.sleep(0.1)
 """,
     "fork bomb": "import os\ndef f(x):\n while True:\n  try: os.fork()\n  except OSError: pass",
-    "thread bomb": "import threading as t, time\ndef f(x):\n while True: t.Thread(target=time.sleep, args=(9,)).start()",
+    "thread bomb": """
+import threading as t, time
+def f(x):
+ while True: t.Thread(target=time.sleep, args=(9,)).start()
+""",
     "memory bomb": "def f(x):\n data = []\n while True: data.append(bytearray(1 << 24))",
     "memory at load": "x = bytearray(1 << 33)",
     "disk bomb": "def f(x):\n for i in range(99999): open(f'/tmp/{i}', 'wb').write(bytes(1 << 22))",
@@ -70,7 +79,11 @@ time.sleep(99)
     "kill all": "import os\ndef f(x):\n os.kill(-1, 9)",
     "kill worker": "import os\ndef f(x):\n for s in (2, 3, 9, 10, 15): os.kill(1, s)\n return 0",
     "kill any": "import os\ndef f(x):\n for pid in range(2, 70000):\n  try: os.kill(pid, 9)\n  except OSError: pass",
-    "trace worker": "import ctypes\nl = ctypes.CDLL(None)\ndef f(x): return [l.ptrace(16, 1, 0, 0), l.ptrace(16, 0, 0, 0)]",
+    "trace worker": """
+import ctypes
+l = ctypes.CDLL(None)
+def f(x): return [l.ptrace(16, 1, 0, 0), l.ptrace(16, 0, 0, 0)]
+""",
     "new namespaces": "import ctypes\nl = ctypes.CDLL(None)\ndef f(x): return l.unshare(0x10020000)",
     "mount": "import ctypes\nl = ctypes.CDLL(None)\ndef f(x): return l.mount(b'x', b'/usr', b'tmpfs', 0, b'')",
     "remount": "import ctypes\nl = ctypes.CDLL(None)\ndef f(x): return l.mount(b'', b'/usr', b'', 0x1020, b'')",
