@@ -6,6 +6,7 @@ appeared, a process that lives), and by results only where the sandbox itself re
 
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -107,12 +108,14 @@ def _memory(attack: Attack) -> Probe:
     return Probe("memory is limited", result.status == "memory", _told(result))
 
 
-def _named(marker: str) -> int:
-    """How many processes of the host carry this name (/proc/PID/comm)."""
+def _left(marker: str) -> int:
+    """How many processes of the host carry this name (/proc/PID/comm), which ends them."""
     count = 0
     for comm in Path("/proc").glob("[0-9]*/comm"):
         try:
-            count += comm.read_text().strip() == marker
+            if comm.read_text().strip() == marker:
+                count += 1
+                os.kill(int(comm.parent.name), signal.SIGKILL)
         except OSError:  # it ended meanwhile
             pass
     return count
@@ -135,7 +138,7 @@ def _bomb(attack: Attack) -> Probe:
         "    return made",
         marker,
     )
-    made, left = (result.results[0].value if result.results else None), _named(marker)
+    made, left = (result.results[0].value if result.results else None), _left(marker)
     return Probe(
         "a fork bomb is contained", isinstance(made, int) and made < 64 and not left, f"{made} forks, {left} left"
     )
@@ -157,7 +160,7 @@ def _daemon(attack: Attack) -> Probe:
         "    return os.read(ready, 1)",
         marker,
     )
-    started, left = bool(result.results) and result.results[0].value == b"x", _named(marker)
+    started, left = bool(result.results) and result.results[0].value == b"x", _left(marker)
     return Probe("a daemon does not outlive its run", started and not left, f"started: {started}, {left} left")
 
 

@@ -101,12 +101,14 @@ class _Worker:
     """The parent's end of one zygote."""
 
     def __init__(self, isolated: bool):
+        if sys.platform != "linux":
+            raise IqcError("untrusted code is run on Linux only", remedy="use a Linux machine, or a virtual one")
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         program = seccomp.program() if isolated else None
         # a clean environment; the hash seed is fixed so that the order of sets, thus a verdict, is the same every time
         keep = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         self.process = subprocess.Popen(
-            [getattr(sys, "_base_executable", sys.executable), "-P", "-s", "-S", "-B", "-c", _START],
+            [getattr(sys, "_base_executable", None) or sys.executable, "-P", "-s", "-S", "-B", "-c", _START],
             stdin=theirs.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
