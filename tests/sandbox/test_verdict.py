@@ -104,3 +104,19 @@ def test_calls_of_a_record(sandbox):
 def test_malformed_tests_are_bad_records(task):
     with pytest.raises(BadRecord):
         calls_of({"id": "t", "entry_point": "f", **task})
+
+
+@pytest.mark.parametrize("as_suite", [False, True])
+def test_expected_values_never_enter_the_sandbox(as_suite, sandbox, monkeypatch):
+    requests = []
+    exchange = sandbox._exchange
+    monkeypatch.setattr(
+        sandbox, "_exchange", lambda request, limits: requests.append(request) or exchange(request, limits)
+    )
+    secret = 918273645
+    tests = f"def check(candidate):\n    assert candidate(918273644) == {secret}"
+    if not as_suite:
+        tests = [{"args": [secret - 1], "expected": secret}]
+    verdict = sandbox.run_tests({"id": "t", "entry_point": "f", "tests": tests}, "def f(x): return x + 1")
+    assert (verdict.passed, verdict.kind) == (True, "calls")
+    assert str(secret - 1) in repr(requests) and str(secret) not in repr(requests)
