@@ -18,6 +18,7 @@ class IQuestLoopCoderConfig(PretrainedConfig):
         head_dim=None,
         max_position_embeddings=8_192,
         rope_theta=500_000.0,
+        rope_parameters=None,
         rms_norm_eps=1e-5,
         initializer_range=0.02,
         loop_num=2,
@@ -33,7 +34,9 @@ class IQuestLoopCoderConfig(PretrainedConfig):
         self.num_key_value_heads = num_key_value_heads
         self.head_dim = head_dim or hidden_size // num_attention_heads
         self.max_position_embeddings = max_position_embeddings
-        self.rope_theta = rope_theta
+        # Transformers 5 and vLLM read the base inside rope_parameters, earlier versions beside it.
+        self.rope_parameters = rope_parameters or {"rope_type": "default", "rope_theta": rope_theta}
+        self.rope_theta = self.rope_parameters["rope_theta"]
         self.rms_norm_eps = rms_norm_eps
         self.initializer_range = initializer_range
         self.loop_num = loop_num

@@ -25,14 +25,14 @@ class Cache:
         rows, self.length = real.shape
         self.window = config.loop_window_size
         self.padding = real.shape[1] - real.sum(1)  # int64 [B]
+        self._padded = bool(self.padding.any())
         self.documents = Documents.from_mask(real)
         self.positions = self.documents.positions
         self.reading_prompt = True
         shape = (config.num_hidden_layers, rows, config.num_key_value_heads)
-        room = {"dtype": dtype, "device": real.device}
-        self.full = torch.zeros(2, *shape, capacity, config.head_dim, **room)
+        self.full = torch.zeros(2, *shape, capacity, config.head_dim, dtype=dtype, device=real.device)
         ring = min(self.window, capacity)
-        self.rings = torch.zeros(config.loop_num - 1, 2, *shape, ring, config.head_dim, **room)
+        self.rings = torch.zeros(config.loop_num - 1, 2, *shape, ring, config.head_dim, dtype=dtype, device=real.device)
         self._mask: Tensor | None = None
         self._ring_mask: Tensor | None = None
 
@@ -47,8 +47,7 @@ class Cache:
         self._set_masks()
 
     def _set_masks(self) -> None:
-        if not bool(self.padding.any()):
-            self._mask = self._ring_mask = None
+        if not self._padded:  # every slot is seen: no mask
             return
         slots = torch.arange(self.length, device=self.padding.device)
         self._mask = (slots >= self.padding[:, None])[:, None, None]  # [B, 1, 1, slots]
@@ -81,10 +80,12 @@ class Cache:
         self._store(loop, layer, k, v)
         if self.reading_prompt:
             return attend_whole(q, k, v, first)
-        everywhere = _one_query(q, *self.full[:, layer, :, :, : self.length], self._mask)
+        keys, values = self.full[:, layer, :, :, : self.length]
+        everywhere = _one_query(q, keys, values, self._mask)
         if projection is None:
             return everywhere
-        nearby = _one_query(q, *self.rings[loop - 1, :, layer, :, :, : self.length], self._ring_mask)
+        keys, values = self.rings[loop - 1, :, layer, :, :, : self.length]
+        nearby = _one_query(q, keys, values, self._ring_mask)
         return torch.lerp(nearby, everywhere, gate(q, projection.weight, projection.bias))
 
     def _store(self, loop: int, layer: int, k: Tensor, v: Tensor) -> None:

@@ -47,7 +47,9 @@ def publish(building: Path, target: Path) -> None:
     building.chmod(0o755)
     for path in (*building.iterdir(), building):
         _sync(path)
-    if target.exists():  # a directory cannot be renamed over one that has files: move the old one aside first
+    if target.exists():
+        # A directory cannot be renamed over one that has files. Killed between the two renames, the old one is whole,
+        # under .NAME.old.*; never is a half-written one under the name.
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
         target.rename(old / target.name)
         building.rename(target)

@@ -8,6 +8,7 @@ between); their attention mixes a global branch over pass 1's keys and values wi
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -98,10 +99,13 @@ class Body(nn.Module):
         )
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
+    def gate(self, layer: int) -> nn.Linear:
+        return cast(nn.Linear, self.gate_projections[layer])  # a ModuleList forgets what it holds
+
     def attend(self, layer: int, documents: Documents, q: Tensor, k: Tensor, v: Tensor, first: KeyValue | None):
         if first is None:
             return causal_attention(q, k, v, documents)
-        gate = self.gate_projections[layer]
+        gate = self.gate(layer)
         return loop_attention(q, *first, k, v, gate.weight, gate.bias, documents, self.config.loop_window_size)
 
     def forward(self, tokens: Tensor, documents: Documents, cache: Cache | None = None) -> Tensor:
@@ -121,7 +125,7 @@ class Body(nn.Module):
             for i, block in enumerate(self.layers):
                 attend: Attend = partial(self.attend, i, documents)
                 if cache is not None:
-                    gate = self.gate_projections[i] if loop > 0 else None
+                    gate = self.gate(i) if loop > 0 else None
                     attend = partial(cache.attend, loop, i, gate, attend)
                 if self.recompute and self.training and torch.is_grad_enabled():
                     h, k, v = checkpoint(block, h, cos, sin, attend, firsts[i], use_reentrant=False)
