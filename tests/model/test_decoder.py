@@ -192,3 +192,25 @@ def test_padding_after_and_unlisted_length_agree(tiny):
     model = tiny(dtype=torch.float32)
     tokens = torch.randint(50, (1, 9), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model(tokens, [[9]]), model(tokens))
+
+
+@pytest.mark.parametrize("loops", [1, 2, 3])
+def test_gradient_is_the_slope_of_the_loss(tiny, loops):
+    """Central differences along one random direction: a path that autograd missed (keys of pass 1, say) would show."""
+    model = tiny(loops)
+    g = torch.Generator().manual_seed(1)
+    tokens = torch.randint(50, (2, 13), generator=g)
+    directions = [torch.randn(p.shape, generator=g, dtype=torch.float64) for p in model.parameters()]
+
+    def loss() -> torch.Tensor:
+        return model.loss(tokens, [[6, 7], [10]])[0]
+
+    slope = sum((a * d).sum() for a, d in zip(torch.autograd.grad(loss(), list(model.parameters())), directions))
+    step = 1e-6
+    with torch.no_grad():
+        values = []
+        for way in (step, -2 * step):  # from the weights to one side, then to the other
+            for p, d in zip(model.parameters(), directions):
+                p.add_(d, alpha=way)
+            values.append(loss().item())
+    assert slope.item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-6)
