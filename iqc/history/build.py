@@ -132,8 +132,8 @@ class _Growing:
 def life(files: Sequence[tuple[str, str]], commits: int = 100, seed: int = 0) -> list[Version]:
     """Versions that lead to `files` exactly: about `commits` of them, fewer when the files give no more.
 
-    A commit brings steps of one file, drawn in proportion to the steps that it still has. Tests start when two thirds of the code
-    are there. One file in eight starts under another name and is moved later.
+    A commit brings steps of one file, drawn in proportion to the steps that it still has. Tests start when two thirds
+    of the code are there. One file in eight starts under another name and is moved later.
     """
     taken = {path for path, _ in files}
     if len(taken) != len(files):

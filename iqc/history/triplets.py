@@ -208,8 +208,12 @@ class _Miner:
 
     def _triplet(self, start: int, best: _Candidate) -> Record:
         old, new = self.line[start], best.end.id
-        texts = [file for file in best.old + best.new if file["text"] is not None]
-        encoding = next((f["encoding"] for f in texts if f["encoding"] != "utf-8" and not f["text"].isascii()), "utf-8")
+        # ASCII text is the same in every encoding that is let in; the rest must agree, or no patch would apply.
+        texts = [file for file in best.old + best.new if file["text"] is not None and not file["text"].isascii()]
+        used = sorted({file["encoding"] for file in texts})
+        if len(used) > 1:
+            raise _Rejected("encodings", used, 1)
+        encoding = used[0] if used else "utf-8"
         try:
             raw = self.repository.diff(old, new)
         except MissingObject as error:
