@@ -17,7 +17,7 @@ from typing import IO
 
 from iqc.errors import IqcError
 
-REGULAR, EXECUTABLE, SYMLINK, SUBMODULE = "100644", "100755", "120000", "160000"
+SUBMODULE = "160000"  # the mode of a tree entry that is a commit of another repository
 
 
 _ABSENT = re.compile(r"unable to read|bad object|missing|could not (?:parse|get|read)|Could not read|unable to find")
@@ -161,7 +161,7 @@ class Repository:
     def log(self, after: str | None, last: str) -> Iterator[Commit]:
         """Commits of the first-parent line, oldest first, from the one behind `after` (None: the first) to `last`."""
         fields = "--format=%x01%H%x00%P%x00%ct%x00%B"
-        arguments = ["log", "-z", "--first-parent", "--reverse", "--root", "--raw", "--no-abbrev", "--no-renames"]
+        arguments = ["log", "-z", "--first-parent", "--reverse", "--raw", "--no-abbrev", "--no-renames"]
         arguments += ["--diff-merges=first-parent", "--encoding=UTF-8", "--no-show-signature", fields, last]
         process = self._start(*arguments, *([f"^{after}"] if after else []), "--")
         yield from _commits(_pipe(process.stdout))

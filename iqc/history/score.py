@@ -86,9 +86,19 @@ def changed_lines(changes: list[FileChange]) -> int:
     """Lines added and lines deleted, as bags over the whole change: a line or a file that moves is neither."""
     before, after = Counter[str](), Counter[str]()
     for change in changes:
-        before.update((change.old or "").splitlines())
-        after.update((change.new or "").splitlines())
+        old, new = (change.old or "").splitlines(), (change.new or "").splitlines()
+        # What both sides begin and end with takes no part in the difference, and is nearly all of most files.
+        head = _common(old, new)
+        old, new = old[head:], new[head:]
+        tail = _common(old[::-1], new[::-1])
+        before.update(old[: len(old) - tail])
+        after.update(new[: len(new) - tail])
     return (after - before).total() + (before - after).total()
+
+
+def _common(one: list[str], other: list[str]) -> int:
+    """How many items two lists begin with alike."""
+    return next((k for k, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
 
 
 def score(changes: list[FileChange], messages: list[str]) -> tuple[float, dict[str, float]]:

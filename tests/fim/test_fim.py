@@ -15,7 +15,7 @@ from iqc.streams.stage import Dropped, rng
 from iqc.syntax.languages import languages
 from iqc.syntax.parse import nodes, parse
 
-STDLIB = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:40]
+STDLIB = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:20]
 TOKEN = re.compile(r"<\|[a-z_]+\|>")
 
 

@@ -1,6 +1,10 @@
 """Each rule by name, and how the score moves."""
 
+from collections import Counter
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from iqc.history.score import FileChange, changed_lines, reject_message, reject_paths, reject_texts, score
 
@@ -63,6 +67,14 @@ def test_moved_lines_and_moved_files_are_no_changes():
     assert changed_lines([change(old="a\nb\nc\n", new="c\na\nb\n")]) == 0
     assert changed_lines([change("old.py", CODE, None), change("new.py", None, CODE)]) == 0
     assert changed_lines([change(old="a\na\n", new="a\nb\n")]) == 2
+
+
+@given(st.lists(st.tuples(*[st.lists(st.sampled_from("abcd"), max_size=12)] * 2), max_size=4))
+def test_changed_lines_are_the_difference_of_the_bags(sides):
+    changes = [change(old="\n".join(old), new="\n".join(new)) for old, new in sides]
+    before = Counter(line for item in changes for line in item.old.splitlines())
+    after = Counter(line for item in changes for line in item.new.splitlines())
+    assert changed_lines(changes) == sum(abs(before[line] - after[line]) for line in "abcd")
 
 
 def test_every_part_moves_the_score():
