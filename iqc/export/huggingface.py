@@ -14,6 +14,7 @@ from pathlib import Path
 from iqc.errors import IqcError
 from iqc.model.checkpoint import CONFIG, load_config, publish
 
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 CONFIGURATION, MODELING = "configuration_iquestloopcoder", "modeling_iquestloopcoder"
 # The modules of ours that make up the looped model; beside the weights each keeps its own name.
 SOURCES = (
@@ -47,7 +48,7 @@ def export(model_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -
     building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         for file in sorted(source.iterdir()):
-            if file.is_file() and file.suffix != ".py":
+            if file.name in TOKENIZER or file.name.startswith("model"):
                 shutil.copyfile(file, building / file.name)
         if config.loop_num > 1:
             record["auto_map"] = {

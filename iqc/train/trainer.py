@@ -18,12 +18,14 @@ import torch
 
 from iqc import __version__
 from iqc.errors import IqcError, UsageError
+from iqc.model.checkpoint import load_model
 from iqc.model.config import preset
 from iqc.model.decoder import Decoder
 from iqc.streams.lineage import Input, Stage, lineage_of
 from iqc.streams.runner import Counts, Settings, StreamInput, read_records, report
 from iqc.tokens.loader import Batch, SequenceStore, batches
-from iqc.tokens.special import PAD
+from iqc.tokens.special import EOS, PAD
+from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tokenizer import load as load_tokenizer
 from iqc.train.run import Run, find_checkpoint, lineage_inputs, load_named_state, stage_of
 from iqc.train.stages import TrainingStage, learning_rate, peak_rate
@@ -59,7 +61,9 @@ def make_optimizer(model: Decoder, rate: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)
 
 
-def starting_model(settings: TrainSettings, stage: TrainingStage) -> tuple[Decoder, Path | None]:
+def starting_model(
+    settings: TrainSettings, stage: TrainingStage, tokenizer: Tokenizer
+) -> tuple[Decoder, Path | None]:
     """Fresh weights, or those of the checkpoint that the stage starts from."""
     if settings.start is None:
         if stage.starts_from:
@@ -68,9 +72,15 @@ def starting_model(settings: TrainSettings, stage: TrainingStage) -> tuple[Decod
             )
         if settings.model is None:
             raise UsageError("no model", remedy="--model nano-loop, or another preset")
-        return Decoder(preset(settings.model), seed=settings.seed), None
-    from iqc.model.checkpoint import load_model
-
+        config = preset(settings.model)
+        if config.vocab_size != tokenizer.vocab_size:
+            raise IqcError(
+                f"a tokenizer of {tokenizer.vocab_size} tokens for a model of {config.vocab_size}",
+                remedy=f"iqc tokenizer train --vocab-size {config.vocab_size}",
+            )
+        config.eos_token_id = [tokenizer.control[EOS], tokenizer.control[PAD]]
+        config.pad_token_id = tokenizer.control[PAD]
+        return Decoder(config, seed=settings.seed), None
     checkpoint = find_checkpoint(settings.start)
     made_by = stage_of(checkpoint)
     if made_by is not None and made_by not in (*stage.starts_from, stage.name):
@@ -139,14 +149,15 @@ def train(
     stage: TrainingStage,
     store: SequenceStore,
     inputs: list[Input],
-    tokenizer: Path,
-    pad_id: int,
+    tokenizer: Tokenizer,
+    tokenizer_files: Path,
     directory: str,
     valid: SequenceStore | None = None,
     quiet: bool = False,
 ) -> dict:
     """Run a stage to its end, or from where an earlier run stopped. Returns the counts for the summary."""
-    model, start = starting_model(settings, stage)
+    model, start = starting_model(settings, stage, tokenizer)
+    pad_id = tokenizer.control[PAD]
     config = model.config
     context = settings.context or min(stage.context, config.max_position_embeddings)
     if context > config.max_position_embeddings:
@@ -170,7 +181,7 @@ def train(
     }
     del asked["save_every"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with Run(directory, asked, tokenizer) as run:
+    with Run(directory, asked, tokenizer_files) as run:
         progress = run.resume()
         first = 0
         if progress is not None:
@@ -239,7 +250,7 @@ def run_train(
     used = source.results()
     check_tokenizer(used, loaded.digest)
     held_out = SequenceStore(read_records(StreamInput([valid]))) if valid else None
-    done = train(settings, stage, store, used, place, loaded.control[PAD], directory, held_out, quiet)
+    done = train(settings, stage, store, used, loaded, place, directory, held_out, quiet)
     counts = Counts(read=len(store), extra=done)
     report("train", Settings(summary=summary, quiet=quiet), counts, time.monotonic() - started)
 

@@ -1,0 +1,113 @@
+"""Prompt records in, completion records out: encode, sample in batches, decode.
+
+A prompt record is a chat (`messages`, answered in ChatML), a hole (`prefix` and `suffix`, in FIM form) or a text
+(`prompt`, continued). Its completion is `{id, task_id, sample, text, completion, finish_reason, usage}`.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from iqc.errors import BadRecord
+from iqc.model.decoder import Decoder
+from iqc.model.generate import generate
+from iqc.streams.stage import Record
+from iqc.tokens.chat import chat_segments
+from iqc.tokens.segments import Segment, control, text
+from iqc.tokens.special import EOS, PAD
+from iqc.tokens.tokenizer import Tokenizer
+
+
+@dataclass(slots=True, frozen=True)
+class Sampling:
+    """How completions are drawn; temperature 0 is greedy. `batch`: prompts in the model at a time."""
+
+    samples: int = 1
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    batch: int = 64
+
+
+def prompt_segments(record: Record) -> list[Segment]:
+    """What the model reads before it writes. BadRecord when the record is no prompt."""
+    if "messages" in record:
+        turn = [control("<|im_start|>"), text("assistant\n")]
+        return [*chat_segments(record), *turn]
+    if isinstance(record.get("prefix"), str) and isinstance(record.get("suffix"), str):
+        hole = [control("<|fim_prefix|>"), text(record["prefix"]), control("<|fim_suffix|>"), text(record["suffix"])]
+        return [*hole, control("<|fim_middle|>")]
+    if isinstance(record.get("prompt"), str):
+        return [text(record["prompt"])]
+    raise BadRecord("no prompt", remedy="a prompt record has messages, prefix and suffix, or prompt")
+
+
+def encode(segments: Iterable[Segment], tokenizer: Tokenizer) -> list[int]:
+    """Token ids of segments, each encoded on its own."""
+    ids: list[int] = []
+    for segment in segments:
+        ids += [tokenizer.control[segment.value]] if segment.is_control else tokenizer.encode_ordinary(segment.value)
+    return ids
+
+
+def prompt_ids(record: Record, tokenizer: Tokenizer, room: int) -> list[int]:
+    """The prompt's tokens; a hole that is too long keeps what is nearest to it, anything else is refused.
+
+    `room`: tokens that the prompt may take.
+    """
+    ids = encode(prompt_segments(record), tokenizer) or [tokenizer.control[PAD]]
+    if len(ids) <= room:
+        return ids
+    if "prefix" not in record:
+        raise BadRecord(f"a prompt of {len(ids)} tokens, where {room} fit", remedy="ask for fewer --max-new-tokens")
+    before, after = tokenizer.encode_ordinary(record["prefix"]), tokenizer.encode_ordinary(record["suffix"])
+    half = (room - 3) // 2
+    kept_after = after[: max(half, room - 3 - len(before))]
+    kept_before = before[max(0, len(before) - (room - 3 - len(kept_after))) :]
+    first, second, third = (tokenizer.control[f"<|fim_{part}|>"] for part in ("prefix", "suffix", "middle"))
+    return [first, *kept_before, second, *kept_after, third]
+
+
+def sample_seed(seed: int, record_id: str, sample: int) -> int:
+    """The seed of one completion: it depends on nothing else, so not on the batch."""
+    digest = hashlib.sha256(f"{seed}\0generate\0{record_id}\0{sample}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def complete(
+    model: Decoder, tokenizer: Tokenizer, records: Iterable[Record], sampling: Sampling
+) -> Iterator[Record]:
+    """The completions of prompt records, in order, `samples` of each."""
+    room = model.config.max_position_embeddings - sampling.max_new_tokens
+    stop = (tokenizer.control[EOS], tokenizer.control[PAD])
+    model.eval()
+    pending = ((record, sample) for record in records for sample in range(sampling.samples))
+    while batch := list(islice(pending, sampling.batch)):
+        prompts = [prompt_ids(record, tokenizer, room) for record, _ in batch]
+        done = generate(
+            model,
+            prompts,
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            stop=stop,
+            seeds=[sample_seed(sampling.seed, str(record.get("id")), sample) for record, sample in batch],
+        )
+        for (record, sample), prompt, completion in zip(batch, prompts, done):
+            ids = completion.tokens[:-1] if completion.finish_reason == "stop" else completion.tokens
+            written = tokenizer.decode(ids)
+            yield {
+                "id": f"{record.get('id')}#{sample}",
+                "task_id": record.get("id"),
+                "sample": sample,
+                "text": written,
+                "completion": written,
+                "finish_reason": completion.finish_reason,
+                "usage": {"prompt_tokens": len(prompt), "completion_tokens": len(completion.tokens)},
+            }
+
+
