@@ -32,6 +32,10 @@ def fim(
     ] = "character,line,expression,statement,function",
     layout: Annotated[Layout, typer.Option("--layout", help="Prefix or suffix first.")] = Layout.psm,
     samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Samples of a cut document.")] = 1,
+    stretch: Annotated[
+        int,
+        typer.Option("--stretch", metavar="N", min=0, help="Cut stretches of N characters, not whole files; 0: whole."),
+    ] = 0,
     seed: Seed = 0,
 ) -> None:
     """Cut documents into prefix, middle and suffix at characters, lines or whole nodes of their syntax tree."""
@@ -39,8 +43,8 @@ def fim(
     from iqc.streams.runner import run_stage
 
     weights = parse_weights(levels)
-    options = {"rate": rate, "levels": weights, "layout": layout.value, "samples": samples}
-    run_stage("fim", options, settings, stage(rate, weights, layout.value, samples, seed), seed=seed)
+    options = {"rate": rate, "levels": weights, "layout": layout.value, "samples": samples, "stretch": stretch}
+    run_stage("fim", options, settings, stage(rate, weights, layout.value, samples, stretch, seed), seed=seed)
 
 
 def parse_weights(text: str) -> dict[str, float]:

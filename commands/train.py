@@ -20,7 +20,7 @@ def train(
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", metavar="DIR", help="By default that of --from.")] = None,
     valid: Annotated[str | None, typer.Option("--valid", metavar="FILE", help="Held-out sequences, scored at the end.")] = None,
     steps: Annotated[int, typer.Option("--steps", metavar="N", min=0, help="Updates; 0: as --epochs says.")] = 0,
-    epochs: Annotated[float, typer.Option("--epochs", metavar="X", help="Passes over the rows.")] = 1.0,
+    epochs: Annotated[float, typer.Option("--epochs", metavar="X", help="Passes over the rows; 0: write the starting weights.")] = 1.0,
     batch_rows: Annotated[int, typer.Option("--batch-rows", metavar="N", min=1, help="Rows an update.")] = 16,
     micro_rows: Annotated[int, typer.Option("--micro-rows", metavar="N", min=0, help="Rows at a time; 0: all.")] = 0,
     context: Annotated[int, typer.Option("--context", metavar="N", min=0, help="Tokens a row; 0: the stage's or the model's.")] = 0,

@@ -20,11 +20,12 @@ ARCHIVE_SUFFIXES = (".warc", ".warc.gz", ".warc.zst", ".wet", ".wet.gz", ".warc.
 
 @dataclass(slots=True, frozen=True)
 class TreeFile:
-    """One file of a source tree; `source` is the tree's name."""
+    """One file of a source tree; `repo` is the tree's name."""
 
     root: str
     path: str
     source: str
+    repo: str
 
 
 @dataclass(slots=True, frozen=True)
@@ -70,8 +71,8 @@ class Items:
     def __iter__(self) -> Iterator[TreeFile | Archive]:
         for name in self.names:
             if is_tree(name):
-                label = self.source or Path(name).resolve().name
-                yield from (TreeFile(name, path, label) for path in list_files(name))
+                repo = Path(name).resolve().name
+                yield from (TreeFile(name, path, self.source or repo, repo) for path in list_files(name))
             else:
                 yield Archive(name)
 
@@ -93,7 +94,7 @@ def listing(names: list[str]) -> Callable[[], str]:
 def read_item(item: TreeFile | Archive, source: str | None) -> Iterator[Record | Dropped | Raw]:
     """The documents of one item, and what was read of it."""
     if isinstance(item, TreeFile):
-        found = read_file(item.root, item.path, item.source)
+        found = read_file(item.root, item.path, item.source, item.repo)
         record = found.record if isinstance(found, Dropped) else found
         yield Raw(hashlib.sha256(record["id"].encode()).digest(), record["metadata"]["bytes"])
         yield found

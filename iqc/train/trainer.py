@@ -168,7 +168,7 @@ def train(
         raise IqcError(
             f"rows of {store.longest} tokens for a context of {context}", remedy=f"iqc pack --context {context}"
         )
-    steps = settings.steps or max(1, round(settings.epochs * len(store) / settings.batch_rows))
+    steps = settings.steps or math.ceil(settings.epochs * len(store) / settings.batch_rows)
     peak = settings.rate or peak_rate(config.hidden_size)
     parent = lineage_inputs(start) if start else None
     asked = asdict(settings) | {
@@ -209,12 +209,14 @@ def train(
             if done or (settings.save_every and (step + 1) % settings.save_every == 0):
                 made = partial(lineage, asked, inputs, parent, step + 1, metrics["loss"])
                 run.save(step + 1, model, optimizer, made, done)
-        if first == steps:
+        if progress is not None and first == steps:
             say(quiet, f"{stage.name}: {directory} is complete already")
+        elif steps == 0:
+            run.save(0, model, optimizer, partial(lineage, asked, inputs, parent, 0, None), True)
     return {"updates": steps, "rows": len(store)}
 
 
-def lineage(asked: dict, inputs: list[Input], parent: dict | None, step: int, loss: float, digest: str) -> dict:
+def lineage(asked: dict, inputs: list[Input], parent: dict | None, step: int, loss: float | None, digest: str) -> dict:
     """The lineage of a checkpoint: its data, and the checkpoint that it started from."""
     options = {key: asked[key] for key in ("stage", "steps", "batch_rows", "context", "rate")}
     sources = list(inputs)
