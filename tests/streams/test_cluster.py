@@ -1,0 +1,182 @@
+"""A directory of shards from a cluster of two nodes is the one that a local run makes, whatever happens on the way."""
+
+import json
+import os
+import random
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from iqc.errors import BadRecord, IqcError
+from iqc.streams.runner import Settings, identity_factory, run_stage
+
+ray = pytest.importorskip("ray", reason="Ray is not installed")
+cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray without its test cluster")
+
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
+FAST_HEALTH = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 300, "health_check_failure_threshold": 3}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))  # what the nodes import iqc from
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        started = cluster_utils.Cluster(initialize_head=True, head_node_args=NODE | {"_system_config": FAST_HEALTH})
+        started.add_node(**NODE)
+        yield started
+        started.shutdown()
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """About 40 MB of records in a stream file: five shards of 8 MiB."""
+    directory = tmp_path_factory.mktemp("records")
+    rng = random.Random(0)
+    with open(directory / "plain.jsonl", "w", encoding="utf-8") as file:
+        for number in range(1000):
+            file.write(json.dumps({"id": str(number), "text": rng.randbytes(20_000).hex()}) + "\n")
+    stream = directory / "in.jsonl.zst"
+    run(identity_factory, [directory / "plain.jsonl"], stream)
+    return stream
+
+
+@pytest.fixture(scope="module")
+def local(records, tmp_path_factory):
+    """What a local run makes of them."""
+    directory = tmp_path_factory.mktemp("local")
+    run(identity_factory, [records], f"{directory}/")
+    return contents(directory)
+
+
+def run(factory, inputs, output, ray=None, **settings):
+    names = [str(name) for name in inputs]
+    return run_stage(
+        "head",
+        {"count": "all"},
+        Settings(names, str(output), ray=ray, shard_mib=8, jobs=1, quiet=True, **settings),
+        factory,
+    )
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
+
+
+def test_same_bytes_then_resume(cluster, records, local, tmp_path, monkeypatch):
+    monkeypatch.chdir(records.parent)  # relative paths mean the same on every node
+    first = run(identity_factory, [records.name], f"{tmp_path}/out/", ray=cluster.address)
+    assert contents(tmp_path / "out") == local  # and neither probes nor partial files beside them
+    assert len(local) == 6 and first.kept == 1000
+
+    removed = tmp_path / "out/part-00002.jsonl.zst"
+    kept = {path: path.stat().st_ino for path in removed.parent.glob("part-*") if path != removed}
+    removed.unlink()
+    again = run(identity_factory, [records], f"{tmp_path}/out/", ray=cluster.address)
+    assert contents(tmp_path / "out") == local and again.kept == 1000
+    assert {path: path.stat().st_ino for path in kept} == kept
+
+
+def test_lost_node(cluster, records, local, tmp_path):
+    """The node is removed when it has begun a shard, which another one then makes."""
+    log = tmp_path / "log"
+    victim = cluster.add_node(**NODE)
+    cluster.wait_for_nodes()
+
+    def factory():
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        seen = []
+
+        def transform(record):
+            if not seen:
+                seen.append(record["id"])
+                with open(log, "a", encoding="utf-8") as file:
+                    file.write(f"{node} {record['id']}\n")
+                time.sleep(3)
+            yield record
+
+        return transform
+
+    def begun():
+        lines = log.read_text("utf-8").splitlines() if log.exists() else []
+        return [tuple(line.split()) for line in lines]
+
+    lost = []
+
+    def remove():
+        until = time.monotonic() + 30
+        while not lost and time.monotonic() < until:
+            lost.extend(first for node, first in begun() if node == victim.node_id)
+            time.sleep(0.05)
+        cluster.remove_node(victim, allow_graceful=False)
+
+    thread = threading.Thread(target=remove)
+    thread.start()
+    run(factory, [records], f"{tmp_path}/out/", ray=cluster.address)
+    thread.join()
+    assert lost
+    assert any(first == lost[0] and node != victim.node_id for node, first in begun())
+    made = contents(tmp_path / "out")
+    assert {name: made[name] for name in local} == local
+    assert made.keys() == local.keys()
+
+
+def test_unseen_storage(cluster, records, tmp_path):
+    """A path below /proc/self/fd leads to a directory in this process and nowhere in another: storage of one node."""
+    handle = os.open(tmp_path, os.O_RDONLY)
+    os.dup2(handle, 900)
+    os.close(handle)
+    try:
+        with pytest.raises(IqcError, match=r"node .* does not see it") as output_error:
+            run(identity_factory, [records], "/proc/self/fd/900/out/", ray=cluster.address)
+        assert output_error.value.where == "/proc/self/fd/900/out/"
+        assert "storage that every node sees" in output_error.value.remedy
+        assert not [path for path in (tmp_path / "out").iterdir() if path.suffix == ".zst" or "probe" in path.name]
+
+        os.link(records, tmp_path / "in.jsonl.zst")
+        with pytest.raises(IqcError, match=r"node .* sees nothing, the driver [0-9]+ bytes") as input_error:
+            run(identity_factory, ["/proc/self/fd/900/in.jsonl.zst"], f"{tmp_path}/seen/", ray=cluster.address)
+        assert input_error.value.where == "/proc/self/fd/900/in.jsonl.zst"
+    finally:
+        os.close(900)
+
+
+def test_first_bad_record_in_shard_order(cluster, records, tmp_path):
+    """The error is that of a local run: file and line, though a later shard fails sooner."""
+
+    def factory():
+        from iqc.errors import BadRecord
+
+        def transform(record):
+            if record["id"] in ("450", "900"):
+                time.sleep(2 if record["id"] == "450" else 0)
+                raise BadRecord("not wanted")
+            yield record
+
+        return transform
+
+    errors = []
+    for address in (None, cluster.address):
+        with pytest.raises(BadRecord) as caught:
+            run(factory, [records], f"{tmp_path}/{address is None}/", ray=address)
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
+    assert f"{records}:451: not wanted" in errors[1]
+    assert not (tmp_path / "False/manifest.json").exists()
+
+
+def test_text_is_refused(records, tmp_path):
+    """Before anything is connected."""
+    with pytest.raises(IqcError, match="stream files only") as caught:
+        run(identity_factory, [records.parent / "plain.jsonl"], f"{tmp_path}/out/", ray="127.0.0.1:1")
+    assert "iqc head -n all" in caught.value.remedy
+
+
+def test_no_cluster(records, tmp_path):
+    with pytest.raises(IqcError, match="no connection") as caught:
+        run(identity_factory, [records], f"{tmp_path}/out/", ray="127.0.0.1:1")
+    assert caught.value.where == "127.0.0.1:1"
