@@ -154,19 +154,20 @@ def input_sizes(source: StageInput) -> dict[str, int]:
 @contextmanager
 def connected(settings: Settings) -> Iterator[None]:
     """A connection to the cluster, for as long as the run."""
-    options: dict[str, Any] = {"address": settings.ray, "log_to_driver": False, "logging_level": logging.ERROR}
-    if settings.ray == "local":
+    address = settings.ray or "auto"
+    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is ours reports to nobody
         options |= {"num_cpus": settings.jobs, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-    host, _, port = settings.ray.rpartition(":")
+    host, _, port = address.rpartition(":")
     try:
         if port.isdecimal() and "/" not in host:  # Ray itself tries a dead address for many minutes
-            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
         ray.init(**options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise IqcError(
             f"no connection to the Ray cluster: {str(error).strip().splitlines()[0]}",
-            where=settings.ray,
+            where=address,
             remedy="ray status tells whether it runs; --ray takes auto, local, HOST:PORT or ray://HOST:PORT",
         ) from None
     try:

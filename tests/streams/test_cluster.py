@@ -1,19 +1,28 @@
 """A directory of shards from a cluster of two nodes is the one that a local run makes, whatever happens on the way."""
 
+import importlib
 import json
 import os
 import random
+import signal
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from iqc import __version__
 from iqc.errors import BadRecord, IqcError
-from iqc.streams.runner import Settings, identity_factory, run_stage
+from iqc.streams import shards as shard_module
+from iqc.streams.lineage import Stage
+from iqc.streams.runner import ItemInput, Job, Settings, StreamInput, identity_factory, run_stage
+from iqc.streams.worker import Work
+from iqc.streams.writer import AtomicFile
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray without its test cluster")
+cluster_module = importlib.import_module("iqc.streams.cluster")
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
 FAST_HEALTH = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 300, "health_check_failure_threshold": 3}
@@ -167,6 +176,93 @@ def test_first_bad_record_in_shard_order(cluster, records, tmp_path):
     assert errors[0] == errors[1]
     assert f"{records}:451: not wanted" in errors[1]
     assert not (tmp_path / "False/manifest.json").exists()
+
+
+def test_items_with_side_streams(cluster, tmp_path):
+    """A source stage: its items travel, whatever makes them stays; the side streams are directories as well."""
+
+    def factory():
+        from iqc.errors import BadRecord
+        from iqc.streams.stage import Dropped
+
+        def transform(item):
+            if item % 10 == 3:
+                raise BadRecord("a three")
+            yield Dropped({"id": str(item)}, "even", item, 2) if item % 2 == 0 else {"id": str(item)}
+
+        return transform
+
+    made = []
+    for address in (None, cluster.address):
+        place = tmp_path / ("ray" if address else "local")
+        side = {"explain": f"{place}/explain/", "on_error": f"quarantine={place}/bad/"}
+        source = ItemInput(iter(range(100)), "numbers", batch=20, listing="0 to 99")
+        settings = Settings([], f"{place}/out/", ray=address, shard_mib=16, quiet=True, **side)
+        counts = run_stage("count", {}, settings, factory, source)
+        made.append([contents(place / name) for name in ("out", "explain", "bad")])
+        assert (counts.read, counts.kept, counts.skipped, counts.dropped["even"]) == (100, 40, 10, 50)
+    assert made[0] == made[1]
+    assert [len(files) for files in made[0]] == [4, 3, 3]
+
+
+def test_interrupt(cluster, records, tmp_path):
+    """Ctrl-C ends the run at once, and its tasks, which leave no unfinished files."""
+    begun = tmp_path / "begun"
+
+    def factory():
+        def transform(record):
+            begun.touch()
+            time.sleep(0.05)
+            yield record
+
+        return transform
+
+    sent = []
+
+    def interrupt():
+        until = time.monotonic() + 30
+        while not begun.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(factory, [records], f"{tmp_path}/out/", ray=cluster.address)
+    seconds = time.monotonic() - sent[0]
+    thread.join()
+    assert begun.exists() and seconds < 5  # a second on an idle machine
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_waits_for_a_writer_given_up_for_lost(records, local, tmp_path, monkeypatch):
+    """The lock of a shard's file is held for a while by somebody else: the task waits, then makes the shard."""
+    monkeypatch.chdir(tmp_path)
+    settings = Settings([str(records)], f"{tmp_path}/", shard_mib=8, jobs=1, quiet=True)
+    source = StreamInput(settings.inputs)
+    chunks = list(source.chunks())
+    job = Job(Stage("head", __version__, {"count": "all"}), settings, Work(identity_factory))
+    made_by = job.stage.node() | {"input": source.identity(), "shard_mib": 8}
+    lines = Counter()
+    shard_module.skip(iter(chunks[:1]), lines)
+    shard = cluster_module.departing(source, 1, chunks[1:2], lines)
+    common = (job, made_by, cluster_module.Storage(str(tmp_path), [], "token"))
+
+    other = AtomicFile(tmp_path / "part-00001.jsonl.zst")
+    thread = threading.Timer(1.5, other.discard)
+    thread.start()
+    started = time.monotonic()
+    lineage = cluster_module.make(common, shard)
+    assert time.monotonic() - started >= 1
+    thread.join()
+    assert isinstance(lineage, dict)
+    assert (tmp_path / "part-00001.jsonl.zst").read_bytes() == local["part-00001.jsonl.zst"]
+
+    with AtomicFile(tmp_path / "part-00001.jsonl.zst"):
+        monkeypatch.setattr(cluster_module, "LOCK_SECONDS", 0)
+        refused = cluster_module.make(common, shard)
+    assert isinstance(refused, IqcError) and "another process" in refused.what
 
 
 def test_text_is_refused(records, tmp_path):
