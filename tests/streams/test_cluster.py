@@ -93,6 +93,7 @@ def test_lost_node(cluster, records, local, tmp_path):
     log = tmp_path / "log"
     victim = cluster.add_node(**NODE)
     cluster.wait_for_nodes()
+    doomed = victim.node_id
 
     def factory():
         import ray
@@ -105,7 +106,7 @@ def test_lost_node(cluster, records, local, tmp_path):
                 seen.append(record["id"])
                 with open(log, "a", encoding="utf-8") as file:
                     file.write(f"{node} {record['id']}\n")
-                time.sleep(3)
+                time.sleep(20 if node == doomed else 1)
             yield record
 
         return transform
@@ -119,7 +120,7 @@ def test_lost_node(cluster, records, local, tmp_path):
     def remove():
         until = time.monotonic() + 30
         while not lost and time.monotonic() < until:
-            lost.extend(first for node, first in begun() if node == victim.node_id)
+            lost.extend(first for node, first in begun() if node == doomed)
             time.sleep(0.05)
         cluster.remove_node(victim, allow_graceful=False)
 
@@ -128,7 +129,7 @@ def test_lost_node(cluster, records, local, tmp_path):
     run(factory, [records], f"{tmp_path}/out/", ray=cluster.address)
     thread.join()
     assert lost
-    assert any(first == lost[0] and node != victim.node_id for node, first in begun())
+    assert any(first == lost[0] and node != doomed for node, first in begun())
     made = contents(tmp_path / "out")
     assert {name: made[name] for name in local} == local
     assert made.keys() == local.keys()
@@ -162,7 +163,7 @@ def test_first_bad_record_in_shard_order(cluster, records, tmp_path):
 
         def transform(record):
             if record["id"] in ("450", "900"):
-                time.sleep(2 if record["id"] == "450" else 0)
+                time.sleep(1 if record["id"] == "450" else 0)
                 raise BadRecord("not wanted")
             yield record
 
