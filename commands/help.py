@@ -25,7 +25,9 @@ def page(name: str) -> Path | None:
 
 @app.command()
 def help(
-    command: Annotated[str | None, typer.Argument(metavar="[COMMAND]", help="A command, or stream for the records.")] = None,
+    command: Annotated[
+        str | None, typer.Argument(metavar="[COMMAND]", help="A command, or stream for the records.")
+    ] = None,
 ) -> None:
     """Show the manual page of a command; of iqc itself without one."""
     from iqc.cli import COMMANDS, run

@@ -10,14 +10,11 @@ import inspect
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from iqc.errors import UsageError
-
-if TYPE_CHECKING:
-    from iqc.streams.runner import Settings
 
 
 def command_app(**settings: Any) -> typer.Typer:
@@ -40,11 +37,17 @@ def _read_config(ctx: typer.Context, path: str | None) -> str | None:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"cannot be read: {error}", where=path, remedy="--config takes a TOML file") from None
     own = table.get(ctx.info_name or "", table)
+    if not isinstance(own, dict):
+        raise UsageError(f"{ctx.info_name} = {own}", where=path, remedy=f"[{ctx.info_name}] is a table of options")
     values = {key.replace("-", "_"): value for key, value in own.items() if not isinstance(value, dict)}
-    known = {param.name for param in ctx.command.params}
-    for key in values:
+    known = {param.name: param for param in ctx.command.params if param.name not in ("config", "print_config", "help")}
+    for key, value in values.items():
         if key not in known:
             raise UsageError(f'no option "{key}"', where=path, remedy=f"iqc {ctx.info_name} -h lists the options")
+        several = known[key].nargs != 1 or getattr(known[key], "multiple", False)
+        if isinstance(value, list) != several or not several and not isinstance(value, str | bool | int | float):
+            kind = "a list" if several else "one value"
+            raise UsageError(f'option "{key}" is {value}', where=path, remedy=f"{key} takes {kind}")
     ctx.default_map = {**(ctx.default_map or {}), **values}
     return path
 
@@ -92,9 +95,7 @@ STAGE_OPTIONS: dict[str, tuple[Any, Any]] = {  # name: (annotation, default)
     "summary": (Summary, None),
     "quiet": (Quiet, False),
     "ray": (
-        Annotated[
-            str | None, typer.Option("--ray", metavar="ADDRESS", help="Make the shards on a Ray cluster.")
-        ],
+        Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="Make the shards on a Ray cluster.")],
         None,
     ),
     "shard_mib": (

@@ -1,13 +1,15 @@
-"""The bytes of a stream file: zstd's seekable format, with a marker and a lineage.
+"""The bytes of a stream file: zstd's seekable format, with a mark and a lineage.
 
-    data frame | marker | data frame ... | lineage | seek table
+    marked data frame | data frame ... | lineage | seek table
 
-Each data frame is an independent zstd frame of whole JSON lines, about 8 MiB of text, with content size and checksum, so
-any worker can read any frame. The marker, the lineage and the seek table are skippable frames, which every zstd reader
-passes over; the marker comes second because polars refuses a file that begins with a skippable frame. A stream that ends
-without lineage and seek table was cut or its writer died.
+Each data frame is an independent zstd frame of whole JSON lines, about 8 MiB of text, with content size and checksum:
+any worker can read any frame. The lineage and the seek table are skippable frames, which every zstd reader passes over.
+A stream that ends without them was cut or its writer died; to tell such a stream from another zstd file at every byte,
+the mark is in the header of the first frame itself: it gives its content size in eight bytes, which is legal for any
+size and which no encoder writes below 4 GiB.
 
-Formats: RFC 8878 (zstd frames, blocks, skippable frames); zstd's contrib/seekable_format (seek table).
+Formats: RFC 8878 (zstd frames, blocks, skippable frames; 3.1.1.1.4: any width of the content size is allowed); zstd's
+contrib/seekable_format (seek table).
 """
 
 import io
@@ -21,6 +23,7 @@ import orjson
 import zstandard
 
 from iqc.errors import IqcError
+from iqc.streams.lineage import checked_lineage
 
 CHUNK = 8 << 20  # bytes of text after which a frame ends; at 8 MiB frames cost neither size nor speed
 MAX_RECORD = 64 << 20  # bytes of JSON; bounds what one worker holds
@@ -30,11 +33,10 @@ LEVEL = 3
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 GZIP_MAGIC = b"\x1f\x8b"
-MARKER_MAGIC = 0x184D2A51
 LINEAGE_MAGIC = 0x184D2A52
 SEEK_TABLE_MAGIC = 0x184D2A5E  # fixed by the seekable format
 SEEK_FOOTER_MAGIC = 0x8F92EAB1
-MARKER_TEXT = b"iqc stream 1\n"
+NOT_JOINED = "give several streams as several INPUTs instead of joining them with cat"
 BLOCK_MAX = 128 << 10  # RFC 8878, 3.1.1.2: a block regenerates at most this many bytes
 
 
@@ -46,7 +48,20 @@ def skippable(magic: int, payload: bytes) -> bytes:
     return struct.pack("<II", magic, len(payload)) + payload
 
 
-MARKER = skippable(MARKER_MAGIC, MARKER_TEXT)
+def mark(frame: bytes, size: int) -> bytes:
+    """A frame of `size` bytes of text with its content size written in eight bytes."""
+    descriptor = frame[4]
+    window = b"" if descriptor & 0x20 else frame[5:6]
+    body = frame[zstandard.frame_header_size(frame) :]
+    return ZSTD_MAGIC + bytes([descriptor | 0xC0]) + window + struct.pack("<Q", size) + body
+
+
+def is_marked(header: bytes) -> bool:
+    """Whether a data frame that begins with `header` (whole) is the first of a stream of ours."""
+    if header[:4] != ZSTD_MAGIC or len(header) < 5 or header[4] & 0xDF != 0xC4:  # checksum, no dictionary
+        return False
+    start = 5 if header[4] & 0x20 else 6
+    return len(header) >= start + 8 and struct.unpack_from("<Q", header, start)[0] <= MAX_FRAME
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -75,22 +90,24 @@ class FrameWriter:
         self.records: list[int] = []
 
     def write(self, frame: Frame) -> None:
-        self._put(frame.data, frame.size)
+        self._put(frame.data if self.records else mark(frame.data, frame.size), frame.size)
         self.records.append(frame.records)
-        if len(self.records) == 1:
-            self._put(MARKER, 0)
 
     def finish(self, lineage: dict) -> None:
         if not self.records:
             self.write(compress(b"", 0))
         self._put(skippable(LINEAGE_MAGIC, orjson.dumps(lineage | {"frames": self.records})), 0)
-        table = b"".join(struct.pack("<II", *entry) for entry in self.entries)
-        footer = struct.pack("<IBI", len(self.entries), 0, SEEK_FOOTER_MAGIC)
-        self.file.write(skippable(SEEK_TABLE_MAGIC, table + footer))
+        self.file.write(seek_table(self.entries))
 
     def _put(self, data: bytes, decompressed: int) -> None:
         self.file.write(data)
         self.entries.append((len(data), decompressed))
+
+
+def seek_table(entries: list[tuple[int, int]]) -> bytes:
+    """The frame that ends a stream, from the (compressed, decompressed) sizes of all frames before it."""
+    table = b"".join(struct.pack("<II", *entry) for entry in entries)
+    return skippable(SEEK_TABLE_MAGIC, table + struct.pack("<IBI", len(entries), 0, SEEK_FOOTER_MAGIC))
 
 
 # -- reading a seekable file ------------------------------------------------------------------------------------------
@@ -132,21 +149,28 @@ def read_index(path: str) -> Index | None:
         if struct.unpack_from("<I", table)[0] != SEEK_TABLE_MAGIC:
             return None
         entries = list(struct.iter_unpack("<II", table[8:-9]))
-        if sum(size for size, _ in entries) + table_size != length or len(entries) < 3:
+        if sum(size for size, _ in entries) + table_size != length or len(entries) < 2:
             return None  # not ours, or several streams one after the other
-        first, marker = entries[0][0], entries[1][0]
-        file.seek(first)
-        if file.read(marker) != MARKER:
+        *data, (lineage_size, _) = entries
+        file.seek(0)
+        if not is_marked(file.read(14)) or lineage_size > MAX_FRAME:
             return None
-        file.seek(length - table_size - entries[-1][0])
-        lineage = parse_lineage(file.read(entries[-1][0]), path)
+        file.seek(length - table_size - lineage_size)
+        lineage = parse_lineage(file.read(lineage_size), path)
+    check_frames(lineage, data, path)
     refs, offset = [], 0
-    records = iter(lineage["frames"])
-    for position, (compressed, size) in enumerate(entries[:-1]):
-        if position != 1:
-            refs.append(FrameRef(offset, compressed, size, next(records, 0)))
+    for (compressed, size), records in zip(data, lineage["frames"]):
+        refs.append(FrameRef(offset, compressed, size, records))
         offset += compressed
     return Index(refs, lineage)
+
+
+def check_frames(lineage: dict, data: list[tuple[int, int]], name: str) -> None:
+    """Compare the (compressed, decompressed) sizes of the data frames with what the lineage says of the stream."""
+    output = lineage["output"]
+    records, size = sum(lineage["frames"]), sum(size for _, size in data)
+    if (len(lineage["frames"]), records, size) != (len(data), output["records"], output["bytes"]):
+        raise IqcError("its frames are not those that its lineage counts", where=name, remedy="make the file again")
 
 
 def parse_lineage(frame: bytes, name: str) -> dict:
@@ -154,21 +178,32 @@ def parse_lineage(frame: bytes, name: str) -> dict:
     try:
         if struct.unpack_from("<I", frame)[0] != LINEAGE_MAGIC:
             raise ValueError("no lineage frame")
-        lineage = orjson.loads(frame[8:])
-        if not isinstance(lineage["frames"], list):
-            raise ValueError("no frames")
+        lineage = checked_lineage(orjson.loads(frame[8:]))
+        output = lineage["output"]
+        if not all(type(count) is int for count in (*lineage["frames"], output["records"], output["bytes"])):
+            raise ValueError("counts are no numbers")
         return lineage
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise IqcError(f"its lineage cannot be read ({error})", where=name, remedy="make the file again") from None
 
 
-def decompress(data: bytes, where: str) -> bytes:
-    """The text of one data frame, at most MAX_FRAME bytes."""
+def content_size(frame: bytes, where: str) -> int:
+    """The bytes of text that a data frame of ours says it has, at most MAX_FRAME."""
     try:
-        size = zstandard.frame_content_size(data)
-        if size > MAX_FRAME:
-            raise IqcError(f"a frame of {size} bytes of text is over the cap of {MAX_FRAME}", where=where)
-        return zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompress(data, max_output_size=MAX_FRAME)
+        size = zstandard.frame_content_size(frame)
+    except zstandard.ZstdError as error:
+        raise IqcError(f"damaged zstd frame ({error})", where=where, remedy="fetch or make the file again") from None
+    if not 0 <= size <= MAX_FRAME:
+        raise IqcError(f"a frame of {size} bytes of text is over the cap of {MAX_FRAME}", where=where)
+    return size
+
+
+def decompress(data: bytes, where: str) -> bytes:
+    """The text of one data frame of ours, at most MAX_FRAME bytes."""
+    content_size(data, where)
+    try:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
+        return decompressor.decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise IqcError(f"damaged zstd frame ({error})", where=where, remedy="fetch or make the file again") from None
 
@@ -271,6 +306,8 @@ def zstd_text(pieces: Iterator[Piece], name: str) -> Iterator[bytes]:
         if piece.skippable:
             continue
         if piece.first:
+            if is_marked(piece.data):
+                raise IqcError("a stream begins inside other zstd data", where=name, remedy=NOT_JOINED)
             frame = decompressor.decompressobj()
         try:
             yield frame.decompress(piece.data)

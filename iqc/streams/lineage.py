@@ -11,11 +11,33 @@ lines (without line ends; blank lines do not count), so that many workers can co
 """
 
 import hashlib
+import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
 FORMAT = 1
+DIGEST = re.compile("sha256:[0-9a-f]{64}")
+
+
+def checked_lineage(value: Any) -> dict:
+    """The parsed JSON of a lineage; ValueError, KeyError or TypeError when it lacks what its readers use."""
+    output, stages = value["output"], value["stages"]
+    if not DIGEST.fullmatch(output["digest"]):
+        raise ValueError("no digest of the output")
+    known = [value["stage"]]
+    for node in stages.values():
+        if not isinstance(node["command"], str) or not isinstance(node["counts"].get("dropped", {}), dict):
+            raise ValueError("a stage without a name or counts")
+        node["version"], node["options"].items()
+        for item in node["inputs"]:
+            known += [item["stage"]] if "stage" in item else []
+            if item["digest"] is not None and not isinstance(item["digest"], str):
+                raise ValueError("an input without a digest")
+    if any(name not in stages for name in known):
+        raise ValueError("a stage that it does not have")
+    return value
 
 
 class Digest:
@@ -26,6 +48,10 @@ class Digest:
 
     def add(self, line_digests: bytes) -> None:
         self._outer.update(line_digests)
+
+    def add_digest(self, text: str) -> None:
+        """The digest of a shard, for that of its directory."""
+        self.add(bytes.fromhex(text.removeprefix("sha256:")))
 
     def text(self) -> str:
         return "sha256:" + self._outer.hexdigest()

@@ -15,7 +15,7 @@ from iqc.streams.container import Frame
 from iqc.streams.lineage import Input, Stage, line_digest, lineage_of
 from iqc.streams.stage import Dropped, Record
 from iqc.streams.worker import Bad, Result, explain
-from iqc.streams.writer import AtomicFile, Stdout, StreamWriter
+from iqc.streams.writer import AtomicFile, Direct, StreamWriter, open_target
 
 if TYPE_CHECKING:
     from iqc.streams.runner import Counts, Settings
@@ -94,18 +94,20 @@ def quarantine_record(bad: Bad) -> Record:
     return {"error": bad.what, "remedy": bad.remedy, "file": bad.file, "line": bad.line, "raw": raw}
 
 
-def open_output(path: str, plain: bool) -> AtomicFile | Stdout:
+def open_output(path: str, plain: bool) -> AtomicFile | Direct:
     """The file, or the standard output for `-`."""
     if path == "-":
+        if sys.stdout is None:
+            raise IqcError("standard output is closed", remedy="name a file: -o FILE")
         if sys.stdout.isatty() and not plain:
             raise UsageError(
                 "compressed records do not belong on a terminal", remedy="use -o FILE, a pipe, or --plain to read them"
             )
-        return Stdout()
+        return Direct(os.dup(sys.stdout.fileno()), "standard output")
     parent = Path(path).parent
     if not parent.is_dir():
         raise IqcError("no such directory", where=str(parent), remedy=f"mkdir -p {parent}")
-    return AtomicFile(path)
+    return open_target(path)
 
 
 class RollingOutputs:

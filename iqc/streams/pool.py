@@ -20,7 +20,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 AHEAD = 2  # chunks in flight a worker: one at work and one waiting
 
 _work: Work
-_transform: Transform
+_transform: Transform | None = None
 
 
 def usable_cores() -> int:
@@ -73,9 +73,7 @@ def _parallel_map(
             yield waiting.popleft().result()
         pool.shutdown()
     except BrokenProcessPool:
-        raise IqcError(
-            "a worker process died", remedy="it was killed or ran out of memory: try fewer --jobs"
-        ) from None
+        raise IqcError("a worker process died", remedy="it was killed or ran out of memory: try fewer --jobs") from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in multiprocessing.active_children():
@@ -83,14 +81,17 @@ def _parallel_map(
 
 
 def _start_worker(work: Work, parent: int) -> None:
-    global _work, _transform  # noqa: PLW0603  (one transform a process)
+    global _work  # noqa: PLW0603  (a worker has one work)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed parent leaves no worker behind
         if os.getppid() != parent:
             os._exit(1)
-    _work, _transform = work, work.factory()
+    _work = work
 
 
 def _process(chunk: Any, digest_input: bool) -> Result:
+    global _transform  # noqa: PLW0603  (made once a process, here, where its errors travel home)
+    if _transform is None:
+        _transform = _work.factory()
     return process(chunk, _work, _transform, digest_input)

@@ -1,24 +1,25 @@
 """Inputs in, chunks of whole lines out.
 
 A chunk is the unit of work of a stage: about 8 MiB of lines. What the chunks of an input are depends only on its bytes,
-never on the number of workers, so neither does the output. A stream file of ours is cut where its frames end and is not
-read here at all: its chunks are references, and the workers read their frames themselves. Any other input (a pipe, plain
-text, gzip, zstd from elsewhere) is read here in order and cut at the first line end at or after 8 MiB.
+never on the number of workers, so neither does the output. A stream file of ours is cut where its frames end and not
+read here at all: its chunks are references, and the workers read their frames themselves. Any other input (a pipe,
+plain text, gzip, zstd from elsewhere) is read here in order and cut at the first line end at or after 8 MiB.
 """
 
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import orjson
 
 from iqc.errors import IqcError, UsageError
 from iqc.streams import container
-from iqc.streams.container import CHUNK, GZIP_MAGIC, MARKER, MAX_RECORD, ZSTD_MAGIC, ByteSource, Piece
-from iqc.streams.lineage import Digest, Input, line_digest
+from iqc.streams.container import CHUNK, GZIP_MAGIC, MAX_RECORD, ZSTD_MAGIC, ByteSource, Piece
+from iqc.streams.lineage import Digest, Input, checked_lineage, line_digest
 
 MANIFEST = "manifest.json"
 OVERSIZED = b"\0iqc: oversized"  # stands for a line over MAX_RECORD; NUL never begins a JSON line
@@ -57,16 +58,19 @@ class Chunk:
         lines = text.split(b"\n")
         if not lines[-1]:
             lines.pop()
+        if self.records is not None and len(lines) != self.records:
+            raise IqcError(f"a frame of {len(lines)} records where its lineage has {self.records}", where=self.name)
         return lines
 
 
 class Source:
     """One input: iterate `chunks()` to the end; then `result()` is what lineage says of it."""
 
-    def __init__(self, name: str, number: int = 0, manifest: Input | None = None):
+    def __init__(self, name: str, number: int = 0, manifest: Input | None = None, expected: str | None = None):
         self.name = name
         self.number = number
-        self.manifest = manifest  # what lineage says of the directory of shards that begins with this file
+        self.manifest = manifest  # what lineage says of the directory of shards that this file is in
+        self.expected = expected  # its digest as that directory's manifest has it
         self.ours = False  # a stream of ours: it knows its own digest, so the workers need not compute it
         self.lineage: dict | None = None
         self.digest = Digest()
@@ -75,7 +79,7 @@ class Source:
         self.prepared = False  # digest and records are known already
 
     def known_digest(self) -> str | None:
-        """The digest before any work is done: a stream of ours knows it, another file is read for it, a pipe has none."""
+        """The digest before any work is done: a stream of ours has it, another file is read for it, a pipe has none."""
         if self.name == "-" or not is_regular(self.name):
             return None
         index = container.read_index(self.name)
@@ -103,11 +107,17 @@ class Source:
 
     def chunks(self) -> Iterator[Chunk]:
         index = container.read_index(self.name) if self.name != "-" and is_regular(self.name) else None
+        if self.expected and (index is None or index.lineage["output"]["digest"] != self.expected):
+            raise IqcError(
+                f"not the shard that {MANIFEST} lists", where=self.name, remedy="make the directory of shards again"
+            )
         if index is not None:
             self.ours, self.lineage = True, index.lineage
             for ref in index.frames:
                 if ref.size:
-                    yield Chunk(self.number, self.name, offset=ref.offset, compressed=ref.compressed, records=ref.records)
+                    yield Chunk(
+                        self.number, self.name, offset=ref.offset, compressed=ref.compressed, records=ref.records
+                    )
             self.whole = True
             return
         with open_binary(self.name) as file:
@@ -132,40 +142,35 @@ class Source:
             yield from self._cut(container.plain_text(source), source.name)
 
     def _zstd(self, source: ByteSource) -> Iterator[Chunk]:
-        """Ours by the marker after the first frame: then frame by frame. Else text."""
+        """Ours by the mark of the first frame: then frame by frame. Else text."""
         pieces = container.zstd_pieces(source)
-        first, size = [], 0
-        for piece in pieces:
-            first.append(piece)
-            size += len(piece.data)
-            if piece.last and not piece.skippable or size > container.MAX_FRAME:
-                break
-        second = next(pieces, None) if first and first[-1].last else None
-        if second is None or second.data != MARKER:
-            parts = [*first, *([second] if second else [])]
-            yield from self._cut(container.zstd_text(chained(parts, pieces), source.name), source.name)
+        first = next(pieces)
+        if not container.is_marked(first.data):
+            yield from self._cut(container.zstd_text(chain([first], pieces), source.name), source.name)
             return
-        self.ours, lineage, table = True, None, False
-        for frame in whole_frames(first, pieces, source.name):
-            magic = int.from_bytes(frame[:4], "little")
-            if table:
-                raise IqcError(
-                    "more data after the end of the stream",
-                    where=source.name,
-                    remedy="give several streams as several INPUTs instead of joining them with cat",
-                )
-            if magic == container.LINEAGE_MAGIC:
+        self.ours, lineage = True, None
+        entries: list[tuple[int, int]] = []  # what the seek table must say
+        frames = whole_frames(chain([first], pieces), source.name)
+        for frame in frames:
+            size = 0
+            if int.from_bytes(frame[:4], "little") == container.LINEAGE_MAGIC:
                 lineage = container.parse_lineage(frame, source.name)
-            elif magic == container.SEEK_TABLE_MAGIC:
-                table = True
             elif not container.is_skippable(frame[:4]):
-                yield Chunk(self.number, source.name, frame=frame)
-        if lineage is None or not table:
+                size = container.content_size(frame, source.name)
+                if size:
+                    yield Chunk(self.number, source.name, frame=frame)
+            elif lineage is not None and frame == container.seek_table(entries):
+                break
+            entries.append((len(frame), size))
+        else:
             raise IqcError(
                 "the stream ends without its lineage and seek table",
                 where=source.name,
                 remedy="it was cut or its writer died: run the command that makes it again",
             )
+        container.check_frames(lineage, entries[:-1], source.name)
+        if source.read(1):
+            raise IqcError("more data after the end of the stream", where=source.name, remedy=container.NOT_JOINED)
         self.lineage = lineage
 
     def _cut(self, texts: Iterator[bytes], name: str) -> Iterator[Chunk]:
@@ -200,24 +205,16 @@ class Source:
             yield Chunk(self.number, name, text=b"".join(parts))
 
 
-def chained(parts: list[Piece], rest: Iterator[Piece]) -> Iterator[Piece]:
-    yield from parts
-    yield from rest
-
-
-def whole_frames(first: list[Piece], rest: Iterator[Piece], name: str) -> Iterator[bytes]:
+def whole_frames(pieces: Iterable[Piece], name: str) -> Iterator[bytes]:
     """Join pieces to frames, none over the cap."""
-    yield b"".join(piece.data for piece in first)
-    parts: list[bytes] = []
-    size = 0
-    for piece in rest:
-        parts.append(piece.data)
-        size += len(piece.data)
-        if size > container.MAX_FRAME:
+    frame = bytearray()
+    for piece in pieces:
+        frame += piece.data
+        if len(frame) > container.MAX_FRAME:
             raise IqcError(f"a frame over the cap of {container.MAX_FRAME} bytes", where=name)
         if piece.last:
-            yield b"".join(parts)
-            parts, size = [], 0
+            yield bytes(frame)
+            frame.clear()
 
 
 def is_regular(name: str) -> bool:
@@ -250,8 +247,8 @@ def open_inputs(names: list[str]) -> list[Source]:
     sources: list[Source] = []
     for name in names:
         if name != "-" and os.path.isdir(name):
-            paths, manifest = shards_of(Path(name))
-            sources += [Source(path, manifest=manifest) for path in paths]
+            shards, manifest = shards_of(Path(name))
+            sources += [Source(path, manifest=manifest, expected=digest) for path, digest in shards.items()]
         elif name != "-" and not os.path.exists(name):
             raise IqcError("no such file", where=name)
         else:
@@ -271,21 +268,21 @@ def results(sources: list[Source]) -> list[Input]:
     return found
 
 
-def shards_of(directory: Path) -> tuple[list[str], Input]:
-    """The files of a finished directory of shards, and its lineage, by its manifest."""
+def shards_of(directory: Path) -> tuple[dict[str, str], Input]:
+    """The files of a finished directory of shards with their digests, and its lineage, by its manifest."""
     try:
-        manifest = orjson.loads((directory / MANIFEST).read_bytes())
+        manifest = checked_lineage(orjson.loads((directory / MANIFEST).read_bytes()))
         output = manifest["output"]
         lineage = {key: manifest[key] for key in ("iqc", "stage", "stages", "output")}
-        paths = [str(directory / shard["file"]) for shard in manifest["shards"]]
-        return paths, Input(output["digest"], output["records"], lineage)
+        shards = {str(directory / shard["file"]): shard["digest"] for shard in manifest["shards"]}
+        return shards, Input(output["digest"], output["records"], lineage)
     except FileNotFoundError:
         raise IqcError(
             f"a directory without {MANIFEST}",
             where=str(directory),
             remedy="it is not a directory of shards, or the run that makes it is not finished: run it again",
         ) from None
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IqcError(f"{MANIFEST} cannot be read ({error})", where=str(directory)) from None
 
 
@@ -294,7 +291,10 @@ def lineage_at(path: str) -> dict:
     place = Path(path)
     for name in ("lineage.json", MANIFEST):
         if (place / name).is_file():
-            return orjson.loads((place / name).read_bytes())
+            try:
+                return checked_lineage(orjson.loads((place / name).read_bytes()))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise IqcError(f"{name} cannot be read ({error})", where=path) from None
     if place.is_dir() or not place.exists():
         raise IqcError("no stream, directory of shards or checkpoint", where=path)
     index = container.read_index(path)
@@ -306,12 +306,18 @@ def lineage_at(path: str) -> dict:
 
 
 def verify_digest(path: str, lineage: dict) -> int:
-    """Read a stream file whole and compare its digest with the recorded one; returns the number of records."""
+    """Read a stream or a directory of shards whole and compare with the recorded digest; returns the records."""
     digest, records = Digest(), 0
-    for chunk in Source(path).chunks():
-        lines = chunk.lines()
-        digest.add(b"".join(line_digest(line) for line in lines))
-        records += len(lines)
+    if os.path.isdir(path):
+        for shard in shards_of(Path(path))[0]:
+            found = lineage_at(shard)
+            records += verify_digest(shard, found)
+            digest.add_digest(found["output"]["digest"])
+    else:
+        for chunk in Source(path).chunks():
+            lines = chunk.lines()
+            digest.add(b"".join(line_digest(line) for line in lines))
+            records += len(lines)
     if digest.text() != lineage["output"]["digest"]:
         raise IqcError(
             f"its digest is {digest.text()}, recorded was {lineage['output']['digest']}",

@@ -17,13 +17,13 @@ import orjson
 
 from iqc import __version__
 from iqc.errors import BadRecord, UsageError
-from iqc.streams.lineage import Input, Stage
+from iqc.streams.lineage import Input, Stage, line_digest
 from iqc.streams.output import Outputs, RollingOutputs
 from iqc.streams.pool import ordered_map, usable_cores
 from iqc.streams.progress import Progress
 from iqc.streams.reader import Chunk, Source, open_inputs, results, shown
 from iqc.streams.stage import Dropped, Record, Transform
-from iqc.streams.worker import Items, Result, Work
+from iqc.streams.worker import Bad, Items, Result, Work, parse
 from iqc.streams.writer import write_file
 
 Reduce = Callable[[Iterator[Any]], Iterator[Record | Dropped]]
@@ -125,9 +125,7 @@ class ItemInput:
     `label` is what lineage and errors call them; `listing` gives a digest of what they are, for a resume to compare.
     """
 
-    def __init__(
-        self, items: Iterable[Any], label: str, batch: int = 1, listing: Callable[[], str] | None = None
-    ):
+    def __init__(self, items: Iterable[Any], label: str, batch: int = 1, listing: Callable[[], str] | None = None):
         self.items = items
         self.batch = batch
         self.label = label
@@ -254,12 +252,15 @@ def checked(found: Iterator[Result], job: Job, source: StageInput, lines: Counte
         if result.bad and job.work.stop_at_error:
             first = result.bad[0]
             place = first.file if isinstance(source, ItemInput) else f"{first.file}:{first.line}"
-            raise BadRecord(
-                first.what, where=place, remedy=first.remedy or "--on-error skip passes over such records and counts them"
-            )
+            raise located(first, place)
         lines[result.source] += result.lines
         source.add(result)
         yield result
+
+
+def located(bad: Bad, place: str) -> BadRecord:
+    remedy = bad.remedy or "--on-error skip passes over such records and counts them"
+    return BadRecord(bad.what, where=place, remedy=remedy)
 
 
 def keep(record: Record) -> tuple[Record]:
@@ -290,7 +291,7 @@ def write_records(
     """Write the records that a command makes by itself (it generated or scored them). `inputs` is called at the end."""
     started = time.monotonic()
     counts = Counts()
-    with Outputs(settings) as outputs:
+    with one_output(command, settings) as outputs:
         for record in records:
             outputs.add_record(record)
             counts.read += 1
@@ -315,7 +316,44 @@ def report(command: str, settings: Settings, counts: Counts, seconds: float) -> 
 
 
 def run_first(number: int, settings: Settings) -> Counts:
-    """The first `number` records of streams; what comes after them is not read."""
-    source = StreamInput(settings.inputs or [])
-    records = islice(read_records(source, skip_bad=settings.on_error != "fail"), number)
-    return write_records("head", {"count": number}, settings, records, source.results)
+    """The first `number` records of streams; what comes after them is not looked at."""
+    started = time.monotonic()
+    source, counts = StreamInput(settings.inputs or []), Counts()
+    with one_output("head -n N", settings) as outputs:
+        for record in islice(one_by_one(source, settings, outputs, counts), number):
+            outputs.add_record(record)
+        outputs.finish(Stage("head", __version__, {"count": number}), source.results(), counts)
+    report("head", settings, counts, time.monotonic() - started)
+    return counts
+
+
+def one_by_one(source: StreamInput, settings: Settings, outputs: Outputs, counts: Counts) -> Iterator[Record]:
+    """The records of streams, each parsed when it is asked for."""
+    lines: Counter = Counter()
+    for chunk in source.chunks():
+        for line in chunk.lines():
+            lines[chunk.source] += 1
+            if not line or line.isspace():
+                continue
+            result = Result(chunk.source, read=1, size=len(line) + 1)
+            if source.digest_input(chunk):
+                result.input_digests = line_digest(line)
+            try:
+                record = parse(line)
+            except BadRecord as error:
+                bad = Bad(lines[chunk.source], error.what, error.remedy, line, source.name(chunk.source))
+                if settings.on_error == "fail":
+                    raise located(bad, f"{bad.file}:{bad.line}") from None
+                result.bad = [bad]
+            counts.add(result)
+            outputs.add(result)
+            source.add(result)
+            if not result.bad:
+                yield record
+
+
+def one_output(command: str, settings: Settings) -> Outputs:
+    """The output of a command that makes one file."""
+    if settings.sharded or settings.ray:
+        raise UsageError(f"{command} writes one file", remedy="name a FILE as -o, without --ray")
+    return Outputs(settings)

@@ -15,10 +15,11 @@ import orjson
 
 from iqc.errors import IqcError, UsageError
 from iqc.streams.container import CHUNK, read_index
-from iqc.streams.lineage import Digest, Input, differences, lineage_of
+from iqc.streams.lineage import Digest, Input, differences, line_digest, lineage_of
 from iqc.streams.output import Outputs, RollingOutputs, shard_name
 from iqc.streams.reader import MANIFEST
 from iqc.streams.runner import Counts, Job, Reduce, StageInput, StreamInput, run_chunks
+from iqc.streams.worker import Items
 from iqc.streams.writer import AtomicFile
 
 MakeShard = Callable[[Job, StageInput, int, Iterable[Any], dict, Counter], dict]
@@ -33,7 +34,7 @@ def run_sharded(job: Job, source: StageInput, reduce: Reduce | None = None) -> C
     directory = prepare(job)
     with AtomicFile(directory / MANIFEST) as manifest:  # its lock: one writer a directory
         made_by = job.stage.node() | {"input": source.identity(), "shard_mib": job.settings.shard_mib}
-        finished = find_finished(directory, made_by)
+        finished = find_finished(directory, made_by, [job.settings.explain, job.settings.quarantine])
         shards = groups(source.chunks(), max(1, (job.settings.shard_mib << 20) // CHUNK))
         if job.settings.ray:
             from iqc.streams.cluster import make_on_ray
@@ -46,6 +47,14 @@ def run_sharded(job: Job, source: StageInput, reduce: Reduce | None = None) -> C
             counts.merge(lineage["stages"][lineage["stage"]]["counts"])
             counts.bytes_out += lineage["output"]["bytes"]
         inputs = source.results() if isinstance(source, StreamInput) else [items_input(lineages)]
+        given = source.given_digest if isinstance(source, StreamInput) else None
+        if given and [item.digest for item in inputs] != [given]:
+            found = ", ".join(str(item.digest) for item in inputs)
+            raise IqcError(
+                f"the digest of the input is {found}, not {given}",
+                where=str(directory),
+                remedy="--input-digest says what is piped in: remove the directory and give the right one",
+            )
         publish(job, manifest, lineages, inputs, counts)
     return counts
 
@@ -87,8 +96,11 @@ def prepare(job: Job) -> Path:
     return directory
 
 
-def find_finished(directory: Path, made_by: dict) -> dict[int, dict]:
-    """The lineages of the shards that are there, by number; IqcError when one was made by something else."""
+def find_finished(directory: Path, made_by: dict, sides: list[str | None]) -> dict[int, dict]:
+    """The lineages of the shards that are there, by number; IqcError when one was made by something else.
+
+    A shard is there when it is there in the directories of the side streams, `sides`, too.
+    """
     finished = {}
     for path in sorted(directory.glob("part-*.jsonl.zst")):
         index = read_index(str(path))
@@ -102,7 +114,8 @@ def find_finished(directory: Path, made_by: dict) -> dict[int, dict]:
                 where=str(path),
                 remedy="name another -o, or remove the directory to make it anew",
             )
-        finished[shard["number"]] = index.lineage
+        if all((Path(side) / path.name).is_file() for side in sides if side):
+            finished[shard["number"]] = index.lineage
     return finished
 
 
@@ -122,22 +135,23 @@ def make_here(
     lineages = []
     for number, chunks in shards:
         if number in finished:
-            skip(chunks, lines)
+            skip(source, chunks, lines)
             lineages.append(finished[number])
         else:
             lineages.append(make_shard(job, source, number, chunks, made_by, lines))
     return lineages
 
 
-def skip(chunks: Iterator[Any], lines: Counter) -> None:
-    """Pass over chunks whose shard is there already."""
+def skip(source: StageInput, chunks: Iterator[Any], lines: Counter) -> None:
+    """Pass over chunks whose shard is there already, which still count as read."""
     for chunk in chunks:
-        lines[chunk.source] += len(chunk.items) if hasattr(chunk, "items") else chunk.count_lines()
+        lines[chunk.source] += len(chunk.items) if isinstance(chunk, Items) else chunk.count_lines()
+        if isinstance(source, StreamInput) and source.digest_input(chunk):
+            found = [line_digest(line) for line in chunk.lines() if line and not line.isspace()]
+            source.sources[chunk.source].add(len(found), b"".join(found))
 
 
-def make_shard(
-    job: Job, source: StageInput, number: int, chunks: Iterable[Any], made_by: dict, lines: Counter
-) -> dict:
+def make_shard(job: Job, source: StageInput, number: int, chunks: Iterable[Any], made_by: dict, lines: Counter) -> dict:
     """Make one shard; returns its lineage."""
     counts = Counts()
     with Outputs(job.settings, shard_name(number)) as outputs:
@@ -155,7 +169,7 @@ def items_input(lineages: list[dict]) -> Input:
     nodes = [lineage["stages"][lineage["stage"]]["inputs"][0] for lineage in lineages]
     digest = Digest()
     for node in nodes:
-        digest.add(bytes.fromhex(node["digest"].removeprefix("sha256:")))
+        digest.add_digest(node["digest"])
     label = nodes[0].get("label") if nodes else None
     return Input(digest.text(), sum(node.get("records", 0) for node in nodes), label=label)
 
@@ -165,7 +179,7 @@ def publish(job: Job, manifest: AtomicFile, lineages: list[dict], inputs: list[I
     digest = Digest()
     shards = []
     for number, lineage in enumerate(lineages):
-        digest.add(bytes.fromhex(lineage["output"]["digest"].removeprefix("sha256:")))
+        digest.add_digest(lineage["output"]["digest"])
         shards.append({"file": shard_name(number)} | lineage["output"])
     output = {"digest": digest.text(), "records": counts.kept, "bytes": counts.bytes_out}
     whole = lineage_of(job.stage, inputs, counts.json(), output) | {"shards": shards}

@@ -15,7 +15,8 @@ from iqc.streams.reader import OVERSIZED, Chunk
 from iqc.streams.stage import Dropped, Raw, Transform
 from iqc.streams.writer import GATHER, dump, lines_to_text
 
-BIG_INTEGER = re.compile(rb"[:\[,]\s*-?[0-9]{19,}\s*[,}\]]")
+STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+LONG_INTEGER = re.compile(rb"(?<=[:\[,\s])(-?[0-9]{19,})(?=[\s,}\]])")
 
 
 @dataclass(slots=True)
@@ -72,14 +73,20 @@ def parse(line: bytes) -> dict[str, Any]:
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:
+        if line.startswith(b"\xef\xbb\xbf"):
+            raise BadRecord("begins with a byte order mark", remedy="remove it: sed '1s/^\\xef\\xbb\\xbf//'") from None
         if b"\0" in line[:1024]:
             raise BadRecord("binary data, not JSON", remedy="INPUT must be JSON lines") from None
         raise BadRecord(f"not JSON: {error}", remedy="each line must be one JSON object in UTF-8") from None
     if type(record) is not dict:
         raise BadRecord(f"a JSON {type(record).__name__}, not an object", remedy="each line must be one JSON object")
-    if holds_huge_float(record) and BIG_INTEGER.search(line):
+    if holds_huge_float(record) and any(beyond_64_bits(text) for text in LONG_INTEGER.findall(STRING.sub(b"0", line))):
         raise BadRecord("an integer beyond 64 bits", remedy="write such numbers as strings")
     return record
+
+
+def beyond_64_bits(integer: bytes) -> bool:
+    return len(integer) > 20 or not -(2**63) <= int(integer) < 2**64
 
 
 def holds_huge_float(record: dict[str, Any]) -> bool:
@@ -107,6 +114,7 @@ def process(chunk: Chunk | Items, work: Work, transform: Transform, digest_input
     result = Result(chunk.source)
     out_lines: list[bytes] = []
     for number, item in enumerate(_items(chunk), start=1):
+        result.lines = number
         if item is None:
             continue
         record, line = item
@@ -131,14 +139,11 @@ def process(chunk: Chunk | Items, work: Work, transform: Transform, digest_input
                     out_lines.append(dump(out))
         except BadRecord as error:
             where = f"{error.where}: " if error.where else ""
-            result.bad.append(Bad(number, where + error.what, error.remedy, line or str(record).encode()))
+            result.bad.append(
+                Bad(number, where + error.what, error.remedy, line or str(record).encode("utf-8", "backslashreplace"))
+            )
             if work.stop_at_error:
                 break
-        except orjson.JSONEncodeError as error:
-            result.bad.append(Bad(number, f"cannot be written as JSON: {error}", None, line or b""))
-            if work.stop_at_error:
-                break
-        result.lines = number
     result.kept = len(out_lines)
     for text, records in lines_to_text(out_lines):
         start = sum(part[1] for part in result.output)

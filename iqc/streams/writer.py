@@ -7,25 +7,26 @@ writer, synced and renamed. What a killed run leaves under the hidden name, the 
 import errno
 import fcntl
 import os
-import sys
 from pathlib import Path
 from typing import BinaryIO
 
 import orjson
 
-from iqc.errors import IqcError
-from iqc.streams.container import CHUNK, Frame, FrameWriter, compress
+from iqc.errors import BadRecord, IqcError
+from iqc.streams.container import CHUNK, MAX_RECORD, Frame, FrameWriter, compress
 from iqc.streams.lineage import Digest, line_digest
 from iqc.streams.stage import ClosedPipe, Record
 
-GATHER = CHUNK // 2  # bytes; outputs of chunks below this are gathered, so that a strict filter does not make tiny frames
+GATHER = (
+    CHUNK // 2
+)  # bytes; outputs of chunks below this are gathered, so that a strict filter does not make tiny frames
 
 
 class AtomicFile:
     """A binary file that is published whole by `commit` and not at all otherwise. A context manager."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = Path(os.path.realpath(path))  # a link stays, what it points to is replaced
         self.partial = self.path.with_name(f".{self.path.name}.partial")
         try:
             self.file = self._open_locked()
@@ -90,16 +91,30 @@ class AtomicFile:
 
 def write_file(path: str | Path, data: bytes) -> None:
     """Publish `data` under `path` at once."""
-    with AtomicFile(path) as file:
+    file = open_target(path)
+    try:
         file.write(data)
         file.commit()
+    finally:
+        file.discard()
 
 
-class Stdout:
-    """The standard output as a binary file that tells a closed pipe from other failures."""
+def open_target(path: str | Path) -> "AtomicFile | Direct":
+    """The file to be; or what is there already when it is a pipe or a device, which nothing may replace."""
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            return Direct(os.open(path, os.O_WRONLY), str(path))
+    except OSError as error:
+        raise _write_error(error, path) from None
+    return AtomicFile(path)
 
-    def __init__(self) -> None:
-        self.fd = os.dup(sys.stdout.fileno())
+
+class Direct:
+    """The standard output, a pipe or a device as a binary file that tells a closed pipe from other failures."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        self.fd = fd
+        self.name = name
 
     def write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -109,7 +124,7 @@ class Stdout:
         except BrokenPipeError:
             raise ClosedPipe from None
         except OSError as error:
-            raise _write_error(error, "standard output") from None
+            raise _write_error(error, self.name) from None
 
     def commit(self) -> None:
         os.close(self.fd)
@@ -128,8 +143,16 @@ def _write_error(error: OSError, path: str | Path) -> IqcError:
 
 
 def dump(record: Record) -> bytes:
-    """A record as its line, without the line end."""
-    return orjson.dumps(record)
+    """A record as its line, without the line end; BadRecord when no reader would take it."""
+    try:
+        line = orjson.dumps(record)
+    except orjson.JSONEncodeError as error:
+        raise BadRecord(
+            f"cannot be written as JSON: {error}", remedy="the stage made a value that no reader takes"
+        ) from None
+    if len(line) > MAX_RECORD:
+        raise BadRecord(f"as written, a record over {MAX_RECORD >> 20} MiB", remedy="split the record")
+    return line
 
 
 class StreamWriter:
@@ -138,7 +161,7 @@ class StreamWriter:
     Plain output is the same lines without frames and lineage.
     """
 
-    def __init__(self, file: AtomicFile | Stdout, plain: bool = False):
+    def __init__(self, file: AtomicFile | Direct, plain: bool = False):
         self.file = file
         self.plain = plain
         self.frames = FrameWriter(file)
