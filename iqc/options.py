@@ -7,6 +7,7 @@ instead, and hands it the settings. Every option has four sources, the first tha
 
 import functools
 import inspect
+import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,7 @@ def _read_config(ctx: typer.Context, path: str | None) -> str | None:
         if key not in known:
             raise UsageError(f'no option "{key}"', where=path, remedy=f"iqc {ctx.info_name} -h lists the options")
         several = known[key].nargs != 1 or getattr(known[key], "multiple", False)
-        if isinstance(value, list) != several or not several and not isinstance(value, str | bool | int | float):
+        if isinstance(value, list) != several or (not several and not isinstance(value, str | bool | int | float)):
             kind = "a list" if several else "one value"
             raise UsageError(f'option "{key}" is {value}', where=path, remedy=f"{key} takes {kind}")
     ctx.default_map = {**(ctx.default_map or {}), **values}
@@ -182,4 +183,4 @@ def _toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return str(value) if isinstance(value, int | float) else '"' + str(value).replace('"', '\\"') + '"'
+    return str(value) if isinstance(value, int | float) else json.dumps(str(value))  # its escapes are TOML's

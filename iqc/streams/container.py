@@ -303,11 +303,11 @@ def zstd_text(pieces: Iterator[Piece], name: str) -> Iterator[bytes]:
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
     frame = decompressor.decompressobj()
     for piece in pieces:
-        if piece.skippable:
+        if piece.skippable and not piece.data.startswith(b'{"iqc":', 8):
             continue
+        if piece.skippable or (piece.first and is_marked(piece.data)):
+            raise IqcError("other zstd data before a stream, or its begin is damaged", where=name, remedy=NOT_JOINED)
         if piece.first:
-            if is_marked(piece.data):
-                raise IqcError("a stream begins inside other zstd data", where=name, remedy=NOT_JOINED)
             frame = decompressor.decompressobj()
         try:
             yield frame.decompress(piece.data)

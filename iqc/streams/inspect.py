@@ -92,6 +92,7 @@ def _bar(share: float, width: int) -> str:
 def lineage_text(lineage: dict) -> str:
     """The DAG of a lineage, the newest stage first, each input below what was made of it."""
     lines: list[str] = []
+    shown: set[str] = set()
 
     def show(stage_id: str, depth: int) -> None:
         node = lineage["stages"][stage_id]
@@ -100,8 +101,12 @@ def lineage_text(lineage: dict) -> str:
         seed = f" seed {node['seed']}" if "seed" in node else ""
         pad = "  " * depth
         lines.append(f"{pad}{node['command']} {node['version']} [{stage_id}]{seed}")
-        kept = f"{pad}  read {counts['read']:,}, kept {counts['kept']:,}" if "read" in counts else None
-        if kept:
+        if stage_id in shown:
+            lines[-1] += ", as above"
+            return
+        shown.add(stage_id)
+        if "read" in counts and "kept" in counts:
+            kept = f"{pad}  read {counts['read']:,}, kept {counts['kept']:,}"
             lines.append(kept + (f", dropped {dropped:,}" if dropped else ""))
         options = ", ".join(f"{key}={value}" for key, value in sorted(node["options"].items()))
         if options:

@@ -27,14 +27,17 @@ def checked_lineage(value: Any) -> dict:
     if not DIGEST.fullmatch(output["digest"]):
         raise ValueError("no digest of the output")
     known = [value["stage"]]
-    for node in stages.values():
-        if not isinstance(node["command"], str) or not isinstance(node["counts"].get("dropped", {}), dict):
-            raise ValueError("a stage without a name or counts")
-        node["version"], node["options"].items()
+    for name, node in stages.items():
+        if identity(node) != name:  # which also rules out cycles
+            raise ValueError(f"stage {name} was altered")
+        counts = [node["counts"].get(count, 0) for count in ("read", "kept")]
+        counts += node["counts"].get("dropped", {}).values()
+        if not all(type(count) is int for count in counts) or not isinstance(node["options"], dict):
+            raise ValueError("a stage without options or counts")
+        node["command"], node["version"]
         for item in node["inputs"]:
             known += [item["stage"]] if "stage" in item else []
-            if item["digest"] is not None and not isinstance(item["digest"], str):
-                raise ValueError("an input without a digest")
+            item["digest"]
     if any(name not in stages for name in known):
         raise ValueError("a stage that it does not have")
     return value

@@ -232,6 +232,8 @@ def open_binary(name: str):
     """A buffered binary file; the standard input for `-`."""
     try:
         if name == "-":
+            if sys.stdin is None:
+                raise IqcError("closed", where="standard input", remedy="name a file, or pipe records in")
             return os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=1 << 20)
         return open(name, "rb", buffering=1 << 20)
     except OSError as error:

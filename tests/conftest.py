@@ -1,0 +1,74 @@
+"""What the tests of all rooms share: the checkout, the real inputs beside it, the command line, sample streams."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The directory of real inputs beside the checkout."""
+    path = REPO.parent / "shared"
+    if not path.is_dir():
+        pytest.skip(f"{path} is absent")
+    return path
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """That of a subprocess that imports the checkout; no setting of the caller's leaks into it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("IQC_")}
+    return kept | {"PYTHONPATH": str(REPO)}
+
+
+@pytest.fixture(scope="session")
+def iqc(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess]:
+    """Run the command line: `iqc("head", "-n", "all", path, stdin=bytes)`; fails when it hangs or shows a traceback."""
+
+    def run(*args: object, stdin: bytes = b"", env: dict[str, str] | None = None, **how) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "iqc", *map(str, args)]
+        how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 60} | how
+        done = subprocess.run(command, input=stdin, env=environment | (env or {}), **how)
+        errors = done.stderr or b""
+        assert b"Traceback" not in errors and b"internal error" not in errors, errors.decode()
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def make_stream() -> Callable[..., Path]:
+    """Write records to a stream file, `per_frame` of them a frame."""
+    from iqc.streams import container
+    from iqc.streams.lineage import Digest, Input, Stage, line_digest, lineage_of
+    from iqc.streams.writer import dump
+
+    def make(path: Path, records: Iterable[dict], per_frame: int = 1000) -> Path:
+        lines = [dump(record) for record in records]
+        digest, size = Digest(), 0
+        with open(path, "wb") as file:
+            writer = container.FrameWriter(file)
+            for start in range(0, len(lines), per_frame):
+                part = lines[start : start + per_frame]
+                text = b"".join(line + b"\n" for line in part)
+                writer.write(container.compress(text, len(part)))
+                size += len(text)
+            for line in lines:
+                digest.add(line_digest(line))
+            output = {"digest": digest.text(), "records": len(lines), "bytes": size}
+            raw = [Input("sha256:" + "0" * 64, label="made up")]
+            writer.finish(lineage_of(Stage("sample", "1"), raw, {"read": len(lines), "kept": len(lines)}, output))
+        return path
+
+    return make
