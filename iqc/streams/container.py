@@ -176,7 +176,7 @@ def check_frames(lineage: dict, data: list[tuple[int, int]], name: str) -> None:
 def parse_lineage(frame: bytes, name: str) -> dict:
     """The JSON of a lineage frame; IqcError when it is not one."""
     try:
-        if struct.unpack_from("<I", frame)[0] != LINEAGE_MAGIC:
+        if struct.unpack_from("<II", frame) != (LINEAGE_MAGIC, len(frame) - 8):
             raise ValueError("no lineage frame")
         lineage = checked_lineage(orjson.loads(frame[8:]))
         output = lineage["output"]

@@ -69,6 +69,7 @@ def make_nothing():
     raise IqcError("no table", where="rules.toml")
 '''
 
+
 @pytest.fixture(scope="session")
 def stages(tmp_path_factory, environment):
     """A function that runs a stage of these transforms in a new process, as a command would: stage(factory, *args)."""
@@ -126,4 +127,3 @@ def samples(tmp_path_factory, sample_lines, iqc) -> Path:
     (place / "sample.jsonl").write_bytes(sample_lines)
     assert iqc("head", "-n", "all", place / "sample.jsonl", "-o", place / "sample.zst").returncode == 0
     return place
-

@@ -128,7 +128,9 @@ def test_other_tools_read_our_files_whole(small, tmp_path, make_stream):
     for data in (small, make_stream(tmp_path / "empty.zst", []).read_bytes()):
         path = tmp_path / "x.zst"
         path.write_bytes(data)
-        expected = b"".join(container.decompress(frame, "x") for frame in frames_of(data) if frame[:4] == b"\x28\xb5\x2f\xfd")
+        expected = b"".join(
+            container.decompress(frame, "x") for frame in frames_of(data) if frame[:4] == b"\x28\xb5\x2f\xfd"
+        )
         assert subprocess.run(["zstd", "-dc", path], capture_output=True, check=True).stdout == expected
         with open(path, "rb") as file:
             assert zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read() == expected

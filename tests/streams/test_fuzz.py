@@ -37,7 +37,7 @@ def seed_input(draw: random.Random) -> bytes:
     """A good input in one of the forms."""
     lines = []
     for number in range(draw.randrange(40)):
-        text = "".join(draw.choices("abc \u00e9\u4e2d\U0001f600\\\"\n\0", k=draw.randrange(60)))
+        text = "".join(draw.choices('abc \u00e9\u4e2d\U0001f600\\"\n\0', k=draw.randrange(60)))
         lines.append(orjson.dumps({"id": str(number), "text": text, "n": draw.choice([0, 2**63, 1e30, None, [[]]])}))
     text = b"".join(line + b"\n" for line in lines)
     zst = zstandard.ZstdCompressor(write_checksum=draw.random() < 0.5, write_content_size=draw.random() < 0.5)
@@ -70,7 +70,14 @@ def splice(data: bytes, draw: random.Random) -> bytes:
 
 def insert(data: bytes, draw: random.Random) -> bytes:
     place = draw.randrange(len(data) + 1)
-    what = [b"\0" * draw.randrange(1, 5000), b"\xff\xfe", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\n\n\r\n", draw.randbytes(30)]
+    what = [
+        b"\0" * draw.randrange(1, 5000),
+        b"\xff\xfe",
+        b"\xed\xa0\x80",
+        b"\xef\xbb\xbf",
+        b"\n\n\r\n",
+        draw.randbytes(30),
+    ]
     return data[:place] + draw.choice(what) + data[place:]
 
 
@@ -100,7 +107,9 @@ def edit_lineage(data: bytes, draw: random.Random) -> bytes:
     text = data[start:end]
     place = draw.randrange(len(text))
     stop = min(len(text), place + draw.randrange(1, 12))
-    return data[:start] + (text[:place] + draw.choice(words) + text[stop:])[: end - start].ljust(end - start) + data[end:]
+    return (
+        data[:start] + (text[:place] + draw.choice(words) + text[stop:])[: end - start].ljust(end - start) + data[end:]
+    )
 
 
 def deep(data: bytes, draw: random.Random) -> bytes:
@@ -147,7 +156,9 @@ def huge_window(draw: random.Random) -> bytes:
 def huge_skippable(draw: random.Random) -> bytes:
     size = draw.choice([2**20, 50 << 20, 2**31, 2**32 - 1])
     first = draw.choice([b"", compress(b"", 0).data, mark(compress(b"", 0).data, 0)])
-    return first + struct.pack("<II", draw.choice([0x184D2A50, 0x184D2A52, 0x184D2A5E]), size) + b"\0" * draw.randrange(9)
+    return (
+        first + struct.pack("<II", draw.choice([0x184D2A50, 0x184D2A52, 0x184D2A5E]), size) + b"\0" * draw.randrange(9)
+    )
 
 
 def long_line(draw: random.Random) -> bytes:
@@ -200,8 +211,7 @@ def test_mutations(tmp_path, part):
         outcome = run_case(str(tmp_path / "case"), data)
         assert time.monotonic() - started < SECONDS, (number, name)
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
-    assert outcomes["refused"] > 10  # the cases do damage
-    assert outcomes["skipped"] + outcomes["read"] > 3
+    assert outcomes["refused"] > 10 and outcomes["skipped"] > 3  # the cases do damage, and not only to frames
 
 
 @pytest.mark.parametrize("make", LARGE, ids=lambda make: make.__name__)
