@@ -111,6 +111,10 @@ def run(args: list[str]) -> int:
     name = next((arg for arg in args if not arg.startswith("-")), "")
     shown = f"iqc {name}" if name in COMMANDS else "iqc"
     try:
+        if "_IQC_COMPLETE" in os.environ:  # Typer knows the shells only when it adds its own two options
+            from typer.completion import completion_init
+
+            completion_init()
         root = typer.main.get_command(app)
         status = root.main(args, prog_name="iqc", standalone_mode=False, auto_envvar_prefix="IQC")
         sys.stdout.flush()

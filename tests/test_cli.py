@@ -16,8 +16,8 @@ import pytest
 from iqc import cli
 
 HEAVY = {
-    "torch", "triton", "deepspeed", "numpy", "rich", "tree_sitter", "tree_sitter_language_pack", "datasketch", "pydantic",
-    "ray", "transformers", "tokenizers", "tqdm",
+    "torch", "triton", "deepspeed", "numpy", "rich", "tree_sitter", "tree_sitter_language_pack", "datasketch",
+    "pydantic", "ray", "transformers", "tokenizers", "tqdm",
 }  # fmt: skip
 EXISTING = [name for name in cli.COMMANDS if importlib.util.find_spec(f"iqc.commands.{name.replace('-', '_')}")]
 FLAGS = Path(__file__).parent / "flags.txt"

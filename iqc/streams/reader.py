@@ -132,7 +132,7 @@ class Source:
             yield from self._cut(container.gzip_text(source), source.name)
         elif not magic and stat.S_ISFIFO(os.fstat(source.file.fileno()).st_mode):
             raise IqcError(
-                "empty: not even the marker of an empty stream",
+                "empty: not even the mark of an empty stream",
                 where=source.name,
                 remedy="the command before it failed; if nothing is what you mean, give an empty file as INPUT",
             )

@@ -1,4 +1,4 @@
-"""The mutation fuzzer of tests/streams/test_fuzz.py by the thousand: `python tests/bench/fuzz_streams.py --count 10000`.
+"""The fuzzer of tests/streams/test_fuzz.py by the thousand: `python tests/bench/fuzz_streams.py --count 10000`.
 
 The cases run in a subprocess whose peak memory is measured against MEMORY_CAP. A traceback, a case over the time limit
 or a peak over the cap fails the run; it prints what became of the cases.

@@ -195,7 +195,7 @@ def test_empty_inputs(tmp_path, make_stream, read, iqc):
     (tmp_path / "cut.zst").write_bytes(b"")
     assert b"truncated" in iqc("head", tmp_path / "cut.zst").stderr
     done = iqc("head", "-n", "all")
-    assert done.returncode == 1 and b"not even the marker" in done.stderr
+    assert done.returncode == 1 and b"not even the mark of" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["gzip", "zstd"])
@@ -218,7 +218,7 @@ def test_a_directory_of_shards_is_one_input(tmp_path, samples, read, iqc):
     shard.write_bytes(sorted(out.glob("part-*"))[0].read_bytes())
     for check in (["head", "-n", "all", out], ["lineage", "--verify", out]):
         done = iqc(*check)
-        assert done.returncode == 1 and b"part-00001" in done.stderr + done.stdout or b"digest" in done.stderr
+        assert done.returncode == 1 and (b"part-00001" in done.stderr or b"its digest is" in done.stderr)
     shard.unlink()
     assert iqc("head", "-n", "all", out).returncode == 1
     (out / "manifest.json").unlink()

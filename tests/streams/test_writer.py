@@ -122,10 +122,9 @@ def test_a_missing_or_closed_place_is_a_clear_error(tmp_path, samples, iqc):
 
 
 def test_a_record_that_no_reader_takes_is_not_written():
-    for value in (float("nan"), {1, 2}, 2**64, "\ud800"):
-        if value == value:
-            with pytest.raises(BadRecord):
-                dump({"a": value})
+    for value in ({1, 2}, 2**64, "\ud800"):
+        with pytest.raises(BadRecord):
+            dump({"a": value})
     with pytest.raises(BadRecord, match="over 64 MiB"):
         dump({"a": "x" * MAX_RECORD})
 
