@@ -146,12 +146,12 @@ def read_index(path: str) -> Index | None:
             return None
         file.seek(length - table_size)
         table = file.read(table_size)
-        if struct.unpack_from("<I", table)[0] != SEEK_TABLE_MAGIC:
-            return None
         entries = list(struct.iter_unpack("<II", table[8:-9]))
-        if sum(size for size, _ in entries) + table_size != length or len(entries) < 2:
+        if len(entries) < 2 or sum(size for size, _ in entries) + table_size != length:
             return None  # not ours, or several streams one after the other
         *data, (lineage_size, _) = entries
+        if table != seek_table([*data, (lineage_size, 0)]):
+            return None
         file.seek(0)
         if not is_marked(file.read(14)) or lineage_size > MAX_FRAME:
             return None

@@ -102,7 +102,7 @@ def edit_lineage(data: bytes, draw: random.Random) -> bytes:
     start = data.find(b'{"iqc":')
     if start < 0:
         return flip(data, draw)
-    end = data.index(b"}", data.index(b'"frames"', start)) + 1 if b'"frames"' in data[start:] else len(data)
+    end = data.find(b"}", data.find(b'"frames"', start)) + 1 or len(data)
     words = [b"null", b"[]", b"{}", b"-1", b'"x"', b"1e9", b'"sha256:"', b""]
     text = data[start:end]
     place = draw.randrange(len(text))
