@@ -1,5 +1,6 @@
 """`iqc rl`: train a model on tasks by the tests its programs pass."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -7,6 +8,11 @@ import typer
 from iqc.options import Inputs, Quiet, Seed, Summary, command_app, config_options
 
 app = command_app()
+
+
+class Reward(StrEnum):
+    fraction = "fraction"
+    passed = "passed"
 
 
 @app.command()
@@ -23,6 +29,7 @@ def rl(
     temperature: Annotated[float, typer.Option("--temperature", metavar="T", min=0.01, help="Of sampling.")] = 1.0,
     clip_low: Annotated[float, typer.Option("--clip-low", metavar="X", help="The ratio's lower bound is 1 - X.")] = 0.2,
     clip_high: Annotated[float, typer.Option("--clip-high", metavar="X", help="The ratio's upper bound is 1 + X.")] = 0.28,
+    reward: Annotated[Reward, typer.Option("--reward", help="The share of tests passed, or whether all are.")] = Reward.fraction,
     rate: Annotated[float, typer.Option("--rate", metavar="X", min=0, help="Learning rate; 0: by width.")] = 0.0,
     save_every: Annotated[int, typer.Option("--save-every", metavar="N", min=0, help="Updates between checkpoints.")] = 10,
     allow_same_process: Annotated[
@@ -42,7 +49,8 @@ def rl(
     from iqc.rl.trainer import RlSettings, run_rl
 
     settings = RlSettings(
-        start, updates, tasks, group, minibatches, max_new_tokens, temperature, clip_low, clip_high, rate, save_every,
+        start, updates, tasks, group, minibatches, max_new_tokens, temperature, clip_low, clip_high, reward.value, rate,
+        save_every,
         allow_same_process, unsafe_exec, seed,
     )  # fmt: skip
     run_rl(settings, inputs or [], output, summary, quiet)

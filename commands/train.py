@@ -1,5 +1,6 @@
 """`iqc train`: train one stage of a model."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -7,6 +8,11 @@ import typer
 from iqc.options import Inputs, Quiet, Seed, Summary, command_app, config_options
 
 app = command_app()
+
+
+class Optimizer(StrEnum):
+    adamw = "adamw"
+    muon = "muon"
 
 
 @app.command()
@@ -24,6 +30,7 @@ def train(
     batch_rows: Annotated[int, typer.Option("--batch-rows", metavar="N", min=1, help="Rows an update.")] = 16,
     micro_rows: Annotated[int, typer.Option("--micro-rows", metavar="N", min=0, help="Rows at a time; 0: all.")] = 0,
     context: Annotated[int, typer.Option("--context", metavar="N", min=0, help="Tokens a row; 0: the stage's or the model's.")] = 0,
+    optimizer: Annotated[Optimizer, typer.Option("--optimizer", help="Muon: for the matrices of the blocks.")] = Optimizer.adamw,
     rate: Annotated[float, typer.Option("--rate", metavar="X", min=0, help="Peak learning rate; 0: by width.")] = 0.0,
     save_every: Annotated[int, typer.Option("--save-every", metavar="N", min=0, help="Updates between checkpoints.")] = 100,
     seed: Seed = 0,
@@ -36,5 +43,5 @@ def train(
     """
     from iqc.train.trainer import TrainSettings, run_train
 
-    settings = TrainSettings(stage, model, start, steps, epochs, batch_rows, micro_rows, context, rate, save_every, seed)
+    settings = TrainSettings(stage, model, start, steps, epochs, batch_rows, micro_rows, context, optimizer.value, rate, save_every, seed)
     run_train(settings, inputs or [], output, tokenizer, valid, summary, quiet)

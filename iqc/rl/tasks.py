@@ -283,7 +283,10 @@ def make_task(template: Template, constants: dict[str, Any], phrasing: int) -> R
     value = template.value(**constants)
     return {
         "id": f"{name}-p{phrasing}",
-        "messages": [{"role": "user", "content": f"Write {signature} that {words}."}],
+        "messages": [
+            {"role": "system", "content": "You write Python."},
+            {"role": "user", "content": f"Write {signature} that {words}."},
+        ],
         "tests": [{"args": [encode(x)], "expected": encode(value(x))} for x in _inputs(template, constants)],
         "language": "python",
         "entry_point": ENTRY_POINT,

@@ -34,6 +34,7 @@ from iqc.train.stages import peak_rate
 from iqc.train.trainer import CLIP, make_optimizer
 
 RATE = 0.1  # of the width's peak rate of training
+WARMUP = 5  # updates over which the rate rises: Adam's first steps are large whatever the gradient
 
 
 @dataclass(slots=True)
@@ -49,6 +50,7 @@ class RlSettings:
     temperature: float = 1.0
     clip_low: float = 0.2
     clip_high: float = 0.28
+    reward: str = "fraction"  # of the tests; or passed: all of them
     rate: float = 0.0  # 0: by width
     save_every: int = 0  # updates between checkpoints; 0: only at the end
     allow_same_process: bool = False
@@ -118,7 +120,7 @@ def train(
     """Run to the last update, or on from where an earlier run stopped."""
     model = load_model(start)
     parent = lineage_inputs(start)
-    rate = settings.rate or RATE * peak_rate(model.config.hidden_size)
+    rate = settings.rate or RATE * peak_rate(model.config.hidden_size, "adamw")
     asked = asdict(settings) | {
         "stage": "rl",
         "start": parent["output"] if parent else None,
@@ -133,11 +135,13 @@ def train(
             model, first = progress.model, progress.step
             say(quiet, f"going on after update {first} of {settings.updates}")
         model.to(device).train()
-        optimizer = make_optimizer(model, rate)
+        optimizer = make_optimizer(model, rate, "adamw")
         if progress is not None:
             load_named_state(model, optimizer, progress.optimizer_state)
         for step in range(first, settings.updates):
             started = time.monotonic()
+            for group in optimizer.param_groups:
+                group["lr"] = rate * min(1.0, (step + 1) / WARMUP)
             chosen = [tasks[i] for i in row_indices(len(tasks), settings.seed, step * settings.tasks, settings.tasks)]
             rollouts = roll_out(
                 model,
@@ -149,7 +153,8 @@ def train(
                 settings.seed * 1_000_003 + step,
             )
             judge(rollouts, sandbox)
-            for rollout, gain in zip(rollouts, advantages([r.reward for r in rollouts], settings.group)):
+            rewards = [float(r.passed) if settings.reward == "passed" else r.reward for r in rollouts]
+            for rollout, gain in zip(rollouts, advantages(rewards, settings.group)):
                 rollout.advantage = float(gain)
             metrics = {
                 "step": step,

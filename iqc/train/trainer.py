@@ -27,6 +27,7 @@ from iqc.tokens.loader import Batch, SequenceStore, batches
 from iqc.tokens.special import EOS, PAD
 from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tokenizer import load as load_tokenizer
+from iqc.train.muon import Muon
 from iqc.train.run import Run, find_checkpoint, lineage_inputs, load_named_state, stage_of
 from iqc.train.stages import TrainingStage, learning_rate, peak_rate
 from iqc.train.stages import stage as find_stage
@@ -48,17 +49,26 @@ class TrainSettings:
     batch_rows: int = 16
     micro_rows: int = 0  # rows at a time through the model; 0: all
     context: int = 0  # 0: the smaller of the stage's and the model's
-    rate: float = 0.0  # peak learning rate; 0: by width
+    optimizer: str = "adamw"  # or muon
+    rate: float = 0.0  # peak learning rate; 0: by width and optimiser
     save_every: int = 0  # updates between checkpoints; 0: only at the end
     seed: int = 0
 
 
-def make_optimizer(model: Decoder, rate: float) -> torch.optim.AdamW:
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "gate" not in name]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)
+def make_optimizer(model: Decoder, rate: float, kind: str) -> torch.optim.Optimizer:
+    """`adamw`, or `muon`: Muon for the matrices of the blocks and AdamW for the rest."""
+    matrices, tables, vectors = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or "gate_projections" in name:
+            vectors.append(parameter)
+        else:
+            (matrices if ".layers." in name else tables).append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": WEIGHT_DECAY, "muon": kind == "muon"},
+        {"params": [model.lm_head.weight], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in tables if p is not model.lm_head.weight] + vectors, "weight_decay": 0.0},
+    ]
+    return (Muon if kind == "muon" else torch.optim.AdamW)(groups, lr=rate, betas=BETAS, fused=True)
 
 
 def starting_model(
@@ -169,7 +179,7 @@ def train(
             f"rows of {store.longest} tokens for a context of {context}", remedy=f"iqc pack --context {context}"
         )
     steps = settings.steps or math.ceil(settings.epochs * len(store) / settings.batch_rows)
-    peak = settings.rate or peak_rate(config.hidden_size)
+    peak = settings.rate or peak_rate(config.hidden_size, settings.optimizer)
     parent = lineage_inputs(start) if start else None
     asked = asdict(settings) | {
         "start": parent["output"] if parent else None,
@@ -188,7 +198,7 @@ def train(
             model, first = progress.model, progress.step
             say(quiet, f"{stage.name}: going on after update {first} of {steps}")
         model.to(device).train()
-        optimizer = make_optimizer(model, peak)
+        optimizer = make_optimizer(model, peak, settings.optimizer)
         if progress is not None:
             load_named_state(model, optimizer, progress.optimizer_state)
         source = batches(
