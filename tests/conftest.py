@@ -6,7 +6,11 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("iqc", deadline=None)  # time tells of the machine's other work, not of a fault
+hypothesis.settings.load_profile("iqc")
 
 REPO = Path(__file__).resolve().parents[1]
 
