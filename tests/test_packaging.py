@@ -119,9 +119,9 @@ def test_the_wheel_has_every_module_page_and_table(wheel):
 
 
 def test_the_sdist_is_the_checkout(sdist, source):
-    names = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
-    private = {".gitignore"}
-    assert {name for name in tracked() if name not in private} <= names
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert set(tracked()) - {".gitignore"} <= names
 
 
 def test_a_wheel_of_the_sdist_is_the_wheel(sdist, wheel, tmp_path):
