@@ -111,7 +111,7 @@ def make_on_ray(
             lines: Counter = Counter()
             for number, chunks in shards:
                 if number in finished:
-                    skip(chunks, lines)
+                    skip(source, chunks, lines)
                     yield number, finished[number]
                 else:
                     yield number, task.remote(common, departing(source, number, list(chunks), lines))
@@ -242,7 +242,7 @@ def departing(source: StageInput, number: int, chunks: list[Any], lines: Counter
     """A shard as it travels; moves `lines` past its chunks."""
     first, last = chunks[0].source, chunks[-1].source
     before = [lines[position] for position in range(first, last + 1)]
-    skip(iter(chunks), lines)
+    skip(source, iter(chunks), lines)
     moved = [replace(chunk, source=chunk.source - first) for chunk in chunks]
     return Shard(number, moved, [source.name(position) for position in range(first, last + 1)], before)
 
