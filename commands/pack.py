@@ -21,7 +21,7 @@ class Method(StrEnum):
 
 
 class Long(StrEnum):
-    split = "split"
+    split = "split"  # type: ignore[assignment]  # it also names a method of str
     drop = "drop"
 
 

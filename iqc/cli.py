@@ -131,7 +131,7 @@ def run(args: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except typer.TyperException as error:
-        error.show(sys.stderr)
+        error.show(sys.stderr)  # type: ignore[attr-defined]  # all that Typer raises have it
         return error.exit_code
     except typer.Abort:
         return 130

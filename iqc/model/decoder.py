@@ -175,7 +175,8 @@ class Decoder(nn.Module):
                 parameter.normal_(0.0, std / math.sqrt(writes) if writer else std, generator=generator)
 
     def documents(self, tokens: Tensor, lengths: Sequence[Sequence[int]] | None) -> Documents:
-        return Documents.from_lengths(lengths, *tokens.shape, device=tokens.device)
+        batch, length = tokens.shape
+        return Documents.from_lengths(lengths, batch, length, device=tokens.device)
 
     def forward(self, tokens: Tensor, lengths: Sequence[Sequence[int]] | None = None) -> Tensor:
         """Hidden states [B, T, hidden size] after the final norm; `logits` makes scores of those that are needed."""

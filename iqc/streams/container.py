@@ -17,7 +17,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import orjson
 import zstandard
@@ -81,10 +81,16 @@ def compress(text: bytes, records: int) -> Frame:
     return Frame(compressor.compress(text), len(text), records)
 
 
+class Writable(Protocol):
+    """What frames are written to."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
 class FrameWriter:
     """Writes frames to a binary file in order; `finish` adds the lineage and the seek table."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: Writable):
         self.file = file
         self.entries: list[tuple[int, int]] = []  # (compressed, decompressed) bytes of every frame, skippable ones too
         self.records: list[int] = []
@@ -268,11 +274,11 @@ def zstd_pieces(source: ByteSource) -> Iterator[Piece]:
     """Walk zstd frames block by block without decompressing: a cut frame is noticed and no block can be a bomb."""
     while magic := source.read(4):
         if is_skippable(magic):
-            size = source.exactly(4)
-            (length,) = struct.unpack("<I", size)
+            announced = source.exactly(4)
+            (length,) = struct.unpack("<I", announced)
             if length > MAX_FRAME:
                 raise IqcError(f"a skippable frame of {length} bytes is over the cap of {MAX_FRAME}", where=source.name)
-            yield Piece(magic + size + source.exactly(length), first=True, last=True, skippable=True)
+            yield Piece(magic + announced + source.exactly(length), first=True, last=True, skippable=True)
             continue
         if magic != ZSTD_MAGIC:
             raise IqcError(

@@ -31,16 +31,14 @@ class Outputs:
             print("iqc: --plain drops the lineage", file=sys.stderr)
         self.writers: list[StreamWriter] = []
         try:
-            self.explained = self._open(settings.explain, name)
-            self.quarantined = self._open(settings.quarantine, name)
+            self.explained = None if settings.explain is None else self._open(settings.explain, name)
+            self.quarantined = None if settings.quarantine is None else self._open(settings.quarantine, name)
             self.main = self._open(settings.output or "-", name, plain)
         except BaseException:
             self.discard()
             raise
 
-    def _open(self, path: str | None, name: str | None, plain: bool = False) -> StreamWriter | None:
-        if path is None:
-            return None
+    def _open(self, path: str, name: str | None, plain: bool = False) -> StreamWriter:
         if name is not None:
             Path(path).mkdir(parents=True, exist_ok=True)
             path = os.path.join(path, name)

@@ -202,7 +202,7 @@ def run_stage(
         from iqc.streams.shards import run_sharded
 
         counts = run_sharded(job, source, reduce)
-    elif settings.sharded:
+    elif settings.sharded and reduce is not None:
         from iqc.streams.shards import run_rolling
 
         counts = run_rolling(job, source, reduce, measure)

@@ -104,7 +104,8 @@ def find_finished(directory: Path, made_by: dict, sides: list[str | None]) -> di
     finished = {}
     for path in sorted(directory.glob("part-*.jsonl.zst")):
         index = read_index(str(path))
-        shard = index.lineage.get("shard", {}) if index else {}
+        lineage = index.lineage if index else {}
+        shard = lineage.get("shard", {})
         if shard.get("made_by") != made_by or None in made_by["input"]:
             changes = differences(shard.get("made_by") or {}, made_by)
             if None in made_by["input"]:
@@ -115,7 +116,7 @@ def find_finished(directory: Path, made_by: dict, sides: list[str | None]) -> di
                 remedy="name another -o, or remove the directory to make it anew",
             )
         if all((Path(side) / path.name).is_file() for side in sides if side):
-            finished[shard["number"]] = index.lineage
+            finished[shard["number"]] = lineage
     return finished
 
 

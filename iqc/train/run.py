@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import orjson
 import torch
@@ -70,7 +71,7 @@ class Run:
             raise IqcError("another process is training here", where=str(directory)) from None
         for stale in self.directory.glob(".step-*"):  # what a killed process was writing
             shutil.rmtree(stale, ignore_errors=True)
-        self.metrics = None
+        self.metrics: BinaryIO | None = None
 
     def __enter__(self) -> "Run":
         return self
@@ -110,6 +111,7 @@ class Run:
         self.metrics.write(b"".join(kept))
 
     def log(self, metrics: dict) -> None:
+        assert self.metrics is not None, "resume comes first"
         self.metrics.write(orjson.dumps(metrics) + b"\n")
         self.metrics.flush()
 
@@ -169,7 +171,7 @@ def load_named_state(model: Decoder, optimizer: torch.optim.Optimizer, state: di
             optimizer.state[parameter] = moved
 
 
-def sha256(path: Path) -> str:
+def sha256(path: str | Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
