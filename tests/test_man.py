@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from iqc import cli
 
 MAN = Path(__file__).resolve().parents[1] / "man"
