@@ -103,6 +103,7 @@ def shell(environment, tmp_path_factory):
     (programs / "iqc").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m iqc "$@"\n')
     (programs / "iqc").chmod(0o755)
     variables = environment | {"PATH": f"{programs}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "MANPAGER": "cat"}
+    variables |= {"IQC_TRAIN_BATCH_ROWS": "1", "IQC_RL_GROUP": "2"}  # the same commands on less work
 
     def run(line: str, where: Path) -> subprocess.CompletedProcess:
         command = ["bash", "-o", "pipefail", "-c", line]
@@ -115,7 +116,7 @@ INPUTS = """\
 iqc crawl-clean src -q -o docs.jsonl.zst
 iqc tokenizer train docs.jsonl.zst --vocab-size 4096 -q -o tok
 iqc pack docs.jsonl.zst --tokenizer tok -q -o all.jsonl.zst
-iqc head all.jsonl.zst -n 4 -q -o rows.jsonl.zst
+iqc head all.jsonl.zst -n 1 -q -o rows.jsonl.zst
 iqc tasks -n 4 -q -o tasks.jsonl.zst
 iqc train rows.jsonl.zst --model nano-loop --tokenizer tok --epochs 0 -q -o run
 """
