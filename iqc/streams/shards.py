@@ -69,6 +69,7 @@ def run_rolling(job: Job, source: StageInput, reduce: Reduce, measure: Callable[
         lineages.append(outputs.finish(job.stage, [], shard_counts, {"shard": {"number": number}}))
 
     with AtomicFile(directory / MANIFEST) as manifest:
+        manifest.path.unlink(missing_ok=True)  # it speaks of the shards that go now
         for stale in directory.glob("part-*.jsonl.zst"):
             stale.unlink()
         with RollingOutputs(job.settings, finish) as outputs:
