@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -9,36 +10,54 @@ import orjson
 from iqc.errors import IqcError
 from iqc.evals.report import benchmark, report, score_completions
 from iqc.model.checkpoint import load_model
-from iqc.model.complete import Sampling, complete
+from iqc.model.complete import Sampling, complete, prompt_stage
 from iqc.model.decoder import Decoder
 from iqc.sandbox import Sandbox
 from iqc.streams.lineage import Input
-from iqc.streams.runner import Settings, StreamInput, read_records, write_records
+from iqc.streams.runner import Settings, StreamInput, read_records, run_stage, write_records
 from iqc.streams.stage import Record
 from iqc.streams.writer import write_file
 from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tokenizer import load as load_tokenizer
-from iqc.train.run import find_checkpoint, lineage_inputs, sha256
+from iqc.train.run import find_checkpoint, lineage_inputs, weights_digest
 
 
 def open_model(path: str) -> tuple[Decoder, Tokenizer, Input]:
     """The model of a run, a checkpoint or a model directory, its tokenizer, and what lineage says of it."""
     place = find_checkpoint(path)
     lineage = lineage_inputs(place)
-    weights = place / "model.safetensors"
-    digest = lineage["output"]["digest"] if lineage else "sha256:" + sha256(weights) if weights.exists() else None
+    digest = lineage["output"]["digest"] if lineage else weights_digest(place)
     return load_model(place), load_tokenizer(place), Input(digest, lineage=lineage, label="checkpoint")
+
+
+class PromptInput(StreamInput):
+    """Streams of prompts; lineage names the model beside them."""
+
+    def __init__(self, names: list[str], model: Input):
+        super().__init__(names)
+        self.model = model
+
+    def results(self) -> list[Input]:
+        return [*super().results(), self.model]
+
+
+def sampled_by(sampling: Sampling) -> dict:
+    """What decides the completions, as lineage has it."""
+    return {key: value for key, value in asdict(sampling).items() if key not in ("seed", "batch")}
 
 
 def generate_records(settings: Settings, model: str, sampling: Sampling) -> None:
     """`iqc generate`: prompts in, completions out."""
     decoder, tokenizer, made_by = open_model(model)
-    source = StreamInput(settings.inputs or [])
-    prompts = read_records(source, skip_bad=settings.on_error != "fail")
-    options = {key: value for key, value in asdict(sampling).items() if key not in ("seed", "batch")}
-    completions = complete(decoder, tokenizer, prompts, sampling)
-    write_records(
-        "generate", options, settings, completions, lambda: [*source.results(), made_by], seed=sampling.seed
+    settings.jobs = 1  # the work is the model's, which is in this process
+    run_stage(
+        "generate",
+        sampled_by(sampling),
+        settings,
+        partial(prompt_stage, tokenizer, decoder.config.max_position_embeddings - sampling.max_new_tokens),
+        source=PromptInput(settings.inputs or [], made_by),
+        seed=sampling.seed,
+        reduce=partial(complete, decoder, tokenizer, sampling),
     )
 
 
@@ -76,10 +95,12 @@ def run_benchmark(
 ) -> dict:
     """`iqc eval run`: prompts, completions and scores at once; the scored completions go to the output."""
     decoder, tokenizer, made_by = open_model(model)
-    completions = list(complete(decoder, tokenizer, prompts(name, data), sampling))
+    encoded = prompt_stage(tokenizer, decoder.config.max_position_embeddings - sampling.max_new_tokens)
+    pairs = (pair for record in prompts(name, data) for pair in encoded(record))
+    completions = list(complete(decoder, tokenizer, sampling, pairs))
     scored, figures = score(name, data, completions, ks, unsafe)
     if settings.output:
-        options = {"benchmark": name} | {k: v for k, v in asdict(sampling).items() if k not in ("seed", "batch")}
+        options = {"benchmark": name} | sampled_by(sampling)
         write_records("eval", options, settings, scored, lambda: [made_by], seed=sampling.seed)
     return figures
 

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from iqc.errors import BadRecord
+from iqc.errors import BadRecord, UsageError
 from iqc.model.decoder import Decoder
 from iqc.model.generate import generate
-from iqc.streams.stage import Record
+from iqc.streams.stage import Record, Transform, require
 from iqc.tokens.chat import chat_segments
 from iqc.tokens.segments import Segment, control, text
 from iqc.tokens.special import EOS, PAD
@@ -77,37 +77,46 @@ def sample_seed(seed: int, record_id: str, sample: int) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def complete(
-    model: Decoder, tokenizer: Tokenizer, records: Iterable[Record], sampling: Sampling
-) -> Iterator[Record]:
-    """The completions of prompt records, in order, `samples` of each."""
-    room = model.config.max_position_embeddings - sampling.max_new_tokens
+Prompt = tuple[Record, list[int]]  # a prompt record and its tokens
+
+
+def prompt_stage(tokenizer: Tokenizer, room: int) -> Transform:
+    """The map of `generate`: a prompt record to itself and its tokens, `room` at most; UsageError without room."""
+    if room < 1:
+        raise UsageError("no room for a prompt", remedy="ask for fewer --max-new-tokens than the model's context")
+
+    def transform(record: Record) -> Iterable[Prompt]:
+        require(record, "id")
+        yield record, prompt_ids(record, tokenizer, room)
+
+    return transform
+
+
+def complete(model: Decoder, tokenizer: Tokenizer, sampling: Sampling, prompts: Iterable[Prompt]) -> Iterator[Record]:
+    """The completions of prompts, in order, `samples` of each."""
     stop = (tokenizer.control[EOS], tokenizer.control[PAD])
     model.eval()
-    pending = ((record, sample) for record in records for sample in range(sampling.samples))
+    pending = ((*prompt, sample) for prompt in prompts for sample in range(sampling.samples))
     while batch := list(islice(pending, sampling.batch)):
-        prompts = [prompt_ids(record, tokenizer, room) for record, _ in batch]
         done = generate(
             model,
-            prompts,
+            [ids for _, ids, _ in batch],
             max_new_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             stop=stop,
-            seeds=[sample_seed(sampling.seed, str(record.get("id")), sample) for record, sample in batch],
+            seeds=[sample_seed(sampling.seed, record["id"], sample) for record, _, sample in batch],
         )
-        for (record, sample), prompt, completion in zip(batch, prompts, done):
+        for (record, prompt, sample), completion in zip(batch, done):
             ids = completion.tokens[:-1] if completion.finish_reason == "stop" else completion.tokens
             written = tokenizer.decode(ids)
             yield {
-                "id": f"{record.get('id')}#{sample}",
-                "task_id": record.get("id"),
+                "id": f"{record['id']}#{sample}",
+                "task_id": record["id"],
                 "sample": sample,
                 "text": written,
                 "completion": written,
                 "finish_reason": completion.finish_reason,
                 "usage": {"prompt_tokens": len(prompt), "completion_tokens": len(completion.tokens)},
             }
-
-

@@ -1,10 +1,10 @@
 """Group-relative policy optimisation on programming tasks: rollouts, rewards, advantages, the clipped update.
 
-For each task of an update a group of answers is drawn from the current model and judged by the task's tests. An answer's
-advantage is its reward less its group's mean, over the group's standard deviation (GRPO, Shao et al. 2024, equation 3,
-without the KL term); groups whose answers all did equally well teach nothing and are left out. The loss is the clipped
-surrogate with a higher upper bound (clip-higher) and one weight a token over the whole update (DAPO, Yu et al. 2025).
-The reward is the share of tests passed (LoopCoder: the pass rate on a task's tests).
+For each task of an update a group of answers is drawn from the current model and judged by the task's tests. An
+answer's advantage is its reward less its group's mean, over the group's standard deviation (GRPO, Shao et al. 2024,
+equation 3, without the KL term); groups whose answers all did equally well teach nothing and are left out. The loss
+is the clipped surrogate with a higher upper bound (clip-higher) and one weight a token over the whole update (DAPO,
+Yu et al. 2025). The reward is the share of tests passed (LoopCoder: the pass rate on a task's tests).
 """
 
 from collections.abc import Sequence
@@ -74,11 +74,11 @@ def roll_out(
 
 
 def advantages(rewards: Sequence[float], group: int) -> np.ndarray:
-    """[n] from rewards [n] of consecutive groups: (r - mean) / standard deviation, 0 in a group without a difference."""
+    """[n] from rewards [n] of consecutive groups: (r - mean) / standard deviation, 0 where all are equal."""
     table = np.asarray(rewards, dtype=np.float64).reshape(-1, group)
-    spread = table.std(axis=1, keepdims=True)
-    centred = table - table.mean(axis=1, keepdims=True)
-    return np.where(spread > 0, centred / np.where(spread > 0, spread, 1.0), 0.0).reshape(-1)
+    differ = table.max(axis=1, keepdims=True) > table.min(axis=1, keepdims=True)  # the mean of equals may round away
+    spread = np.where(differ, table.std(axis=1, keepdims=True), 1.0)
+    return np.where(differ, (table - table.mean(axis=1, keepdims=True)) / spread, 0.0).reshape(-1)
 
 
 def surrogate(logprobs: Tensor, old: Tensor, advantage: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:

@@ -15,23 +15,24 @@ import numpy as np
 import torch
 
 from iqc import __version__
-from iqc.errors import IqcError
+from iqc.errors import BadRecord, IqcError
 from iqc.evals.extract import fenced
 from iqc.model.checkpoint import load_model
+from iqc.model.complete import prompt_ids
 from iqc.model.decoder import Decoder
 from iqc.rl.grpo import Rollout, advantages, policy_loss, roll_out, to_rows
 from iqc.sandbox import Sandbox
 from iqc.sandbox.verdict import calls_of
 from iqc.streams.lineage import Input, Stage, lineage_of
 from iqc.streams.runner import Counts, Settings, StreamInput, read_records, report
-from iqc.streams.stage import Record
+from iqc.streams.stage import Record, require
 from iqc.tokens.loader import row_indices
 from iqc.tokens.special import PAD
 from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tokenizer import load as load_tokenizer
-from iqc.train.run import Run, find_checkpoint, lineage_inputs, load_named_state
+from iqc.train.run import Run, find_checkpoint, load_named_state
 from iqc.train.stages import peak_rate
-from iqc.train.trainer import CLIP, make_optimizer
+from iqc.train.trainer import CLIP, make_optimizer, parent_input
 
 RATE = 0.1  # of the width's peak rate of training
 WARMUP = 5  # updates over which the rate rises: Adam's first steps are large whatever the gradient
@@ -63,6 +64,9 @@ def check_tasks(tasks: Sequence[Record], allow_same_process: bool) -> None:
     if not tasks:
         raise IqcError("no tasks", remedy="iqc tasks makes some")
     for task in tasks:
+        require(task, "id")
+        if task.get("language", "python") != "python":
+            raise BadRecord(f"task {task['id']}: no runner for {task['language']!r}", remedy="only python is run")
         if calls_of(task) is None and not allow_same_process:
             raise IqcError(
                 f"task {task['id']}: its tests run in the process of the code that they judge",
@@ -119,17 +123,19 @@ def train(
 ) -> dict:
     """Run to the last update, or on from where an earlier run stopped."""
     model = load_model(start)
-    parent = lineage_inputs(start)
+    parent = parent_input(start)
+    for task in tasks:  # a prompt that does not fit is found before the first update
+        prompt_ids(task, tokenizer, model.config.max_position_embeddings - settings.max_new_tokens)
     rate = settings.rate or RATE * peak_rate(model.config.hidden_size, "adamw")
     asked = asdict(settings) | {
         "stage": "rl",
-        "start": parent["output"] if parent else None,
+        "start": parent.digest,
         "rate": rate,
         "data": [item.digest for item in inputs],
     }
     del asked["save_every"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with Run(directory, asked, start) as run, Sandbox(unsafe=settings.unsafe_exec) as sandbox:
+    with Sandbox(unsafe=settings.unsafe_exec) as sandbox, Run(directory, asked, start) as run:
         progress, first = run.resume(), 0
         if progress is not None:
             model, first = progress.model, progress.step
@@ -177,13 +183,10 @@ def train(
     return {"updates": settings.updates, "tasks": len(tasks)}
 
 
-def lineage(asked: dict, inputs: list[Input], parent: dict | None, step: int, reward: float, digest: str) -> dict:
+def lineage(asked: dict, inputs: list[Input], parent: Input, step: int, reward: float, digest: str) -> dict:
     options = {key: value for key, value in asked.items() if key not in ("stage", "start", "data", "seed")}
-    sources = list(inputs)
-    if parent is not None:
-        sources.append(Input(parent["output"]["digest"], lineage=parent, label="checkpoint"))
     output = {"digest": digest, "updates": step, "reward": reward}
-    return lineage_of(Stage("rl", __version__, options, asked["seed"]), sources, {"updates": step}, output)
+    return lineage_of(Stage("rl", __version__, options, asked["seed"]), [*inputs, parent], {"updates": step}, output)
 
 
 def run_rl(settings: RlSettings, names: list[str], directory: str, summary: str | None, quiet: bool) -> None:
@@ -194,7 +197,8 @@ def run_rl(settings: RlSettings, names: list[str], directory: str, summary: str 
     tasks = list(read_records(source))
     check_tasks(tasks, settings.allow_same_process)
     done = train(settings, tasks, source.results(), start, load_tokenizer(start), directory, quiet)
-    report("rl", Settings(summary=summary, quiet=quiet), Counts(read=len(tasks), extra=done), time.monotonic() - started)
+    counts = Counts(read=len(tasks), extra=done)
+    report("rl", Settings(summary=summary, quiet=quiet), counts, time.monotonic() - started)
 
 
 def say(quiet: bool, text: str) -> None:

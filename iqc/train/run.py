@@ -28,7 +28,7 @@ from iqc import __version__
 from iqc.errors import IqcError
 from iqc.model.checkpoint import WEIGHTS, load_model, publish, save_model
 from iqc.model.decoder import Decoder
-from iqc.streams.lineage import differences
+from iqc.streams.lineage import differences, identity
 
 OPTIMIZER, STATE, LINEAGE, METRICS = "optimizer.safetensors", "run.json", "lineage.json", "metrics.jsonl"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -105,13 +105,17 @@ class Run:
         return None
 
     def _open_metrics(self, step: int) -> None:
-        path = self.directory / METRICS
-        kept = path.read_bytes().splitlines(keepends=True)[:step] if path.exists() else []
-        self.metrics = open(path, "wb")  # noqa: SIM115
-        self.metrics.write(b"".join(kept))
+        """Open the metrics for appending, cut in place: a kill at any moment leaves the lines of the checkpoint."""
+        self.metrics = metrics = open(self.directory / METRICS, "a+b")  # noqa: SIM115
+        metrics.seek(0)
+        kept = metrics.read().splitlines(keepends=True)[:step]
+        if len(kept) < step:
+            print(f"iqc: {self.directory / METRICS}: {len(kept)} lines for {step} updates", file=sys.stderr)
+        metrics.truncate(sum(map(len, kept)))
 
     def log(self, metrics: dict) -> None:
-        assert self.metrics is not None, "resume comes first"
+        """Add the line of an update; after `resume`."""
+        assert self.metrics is not None
         self.metrics.write(orjson.dumps(metrics) + b"\n")
         self.metrics.flush()
 
@@ -144,12 +148,16 @@ class Run:
             "environment": environment(),
             "sha256": {path.name: sha256(path) for path in sorted(building.iterdir())},
         }
+        state["digest"] = identity(state)
         (building / STATE).write_bytes(orjson.dumps(state, option=orjson.OPT_INDENT_2) + b"\n")
         if self.metrics is not None:
             os.fsync(self.metrics.fileno())
         publish(building, target)
-        for old in sorted(self.directory.glob("step-*"))[:-KEPT]:
-            shutil.rmtree(old)
+        ours = [path for path in sorted(self.directory.glob("step-*")) if path <= target]  # a damaged one may be ahead
+        for old in ours[:-KEPT]:
+            hidden = old.with_name(f".{old.name}")  # never half of a checkpoint under its name
+            old.rename(hidden)
+            shutil.rmtree(hidden)
         return target
 
 
@@ -180,6 +188,8 @@ def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         state = orjson.loads((path / STATE).read_bytes())
+        if identity({key: value for key, value in state.items() if key != "digest"}) != state["digest"]:
+            return f"{STATE} was altered"
         wrong = [name for name, digest in state["sha256"].items() if sha256(path / name) != digest]
         return f"{wrong[0]} does not match its checksum" if wrong else None
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
@@ -187,13 +197,18 @@ def damage(path: Path) -> str | None:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """A model directory as it is; of a run's directory the newest good checkpoint. IqcError when there is none."""
+    """A model directory as it is; of a run's directory the newest good checkpoint. IqcError when there is none.
+
+    A damaged checkpoint is said aloud.
+    """
     place = Path(path)
     if (place / "config.json").is_file():
         return place
     for candidate in sorted(place.glob("step-*"), reverse=True):
-        if damage(candidate) is None:
+        fault = damage(candidate)
+        if fault is None:
             return candidate
+        print(f"iqc: {candidate}: damaged ({fault}): taking the checkpoint before it", file=sys.stderr)
     raise IqcError(
         "no checkpoint", where=str(path), remedy="give a model directory, or the directory that iqc train wrote"
     )
@@ -205,6 +220,13 @@ def stage_of(checkpoint: Path) -> str | None:
         return orjson.loads((checkpoint / STATE).read_bytes())["settings"].get("stage")
     except FileNotFoundError:
         return None
+
+
+def weights_digest(checkpoint: Path) -> str:
+    """The digest of a model's weights, in one file or in shards."""
+    files = sorted(checkpoint.glob("model*.safetensors"))
+    digests = [sha256(path) for path in files]
+    return "sha256:" + (digests[0] if len(files) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest())
 
 
 def lineage_inputs(checkpoint: Path) -> dict | None:

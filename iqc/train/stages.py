@@ -28,9 +28,7 @@ class TrainingStage:
 
 def stages() -> dict[str, TrainingStage]:
     table = tomllib.loads((Path(__file__).parent / "stages.toml").read_text("utf-8"))
-    return {
-        name: TrainingStage(name, tuple(row.pop("from")), **row) for name, row in table.items()
-    }
+    return {name: TrainingStage(name, tuple(row.pop("from")), **row) for name, row in table.items()}
 
 
 def stage(name: str) -> TrainingStage:
@@ -60,7 +58,7 @@ def learning_rate(stage: TrainingStage, peak: float, step: int, steps: int) -> f
     match stage.schedule:
         case "warmup-stable":
             share = 1.0
-        case "decay":  # 1 - sqrt: falls fast first; Haegele et al. 2024 (arXiv 2405.18392) found it best for short decays
+        case "decay":  # 1 - sqrt falls fast first; best for short decays: Haegele et al. 2024, arXiv 2405.18392
             share = stage.floor + (1 - stage.floor) * (1 - math.sqrt(progress))
         case "cosine":
             share = stage.floor + (1 - stage.floor) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,8 +1,8 @@
 """The training loop: packed rows in, checkpoints and metrics out, on one device in plain PyTorch.
 
-An update's loss is the sum over its predicted tokens divided by their number in the whole update, so micro-batches change
-memory, not the result. The rows of update k depend on (seed, k) alone and the rate on k alone, there is no dropout: a run
-that is killed and started again gives the losses of one that was not, bit for bit on the same machine.
+An update's loss is the sum over its predicted tokens divided by their number in the whole update, so micro-batches
+change memory, not the result. The rows of update k depend on (seed, k) alone and the rate on k alone, there is no
+dropout: a run that is killed and started again gives the losses of one that was not, bit for bit on the same machine.
 """
 
 import math
@@ -19,7 +19,7 @@ import torch
 from iqc import __version__
 from iqc.errors import IqcError, UsageError
 from iqc.model.checkpoint import load_model
-from iqc.model.config import preset
+from iqc.model.config import ModelConfig, preset
 from iqc.model.decoder import Decoder
 from iqc.streams.lineage import Input, Stage, lineage_of
 from iqc.streams.runner import Counts, Settings, StreamInput, read_records, report
@@ -28,7 +28,7 @@ from iqc.tokens.special import EOS, PAD
 from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tokenizer import load as load_tokenizer
 from iqc.train.muon import Muon
-from iqc.train.run import Run, find_checkpoint, lineage_inputs, load_named_state, stage_of
+from iqc.train.run import Run, find_checkpoint, lineage_inputs, load_named_state, stage_of, weights_digest
 from iqc.train.stages import TrainingStage, learning_rate, peak_rate
 from iqc.train.stages import stage as find_stage
 
@@ -71,9 +71,7 @@ def make_optimizer(model: Decoder, rate: float, kind: str) -> torch.optim.Optimi
     return (Muon if kind == "muon" else torch.optim.AdamW)(groups, lr=rate, betas=BETAS, fused=True)
 
 
-def starting_model(
-    settings: TrainSettings, stage: TrainingStage, tokenizer: Tokenizer
-) -> tuple[Decoder, Path | None]:
+def starting_model(settings: TrainSettings, stage: TrainingStage, tokenizer: Tokenizer) -> tuple[Decoder, Path | None]:
     """Fresh weights, or those of the checkpoint that the stage starts from."""
     if settings.start is None:
         if stage.starts_from:
@@ -83,11 +81,7 @@ def starting_model(
         if settings.model is None:
             raise UsageError("no model", remedy="--model nano-loop, or another preset")
         config = preset(settings.model)
-        if config.vocab_size != tokenizer.vocab_size:
-            raise IqcError(
-                f"a tokenizer of {tokenizer.vocab_size} tokens for a model of {config.vocab_size}",
-                remedy=f"iqc tokenizer train --vocab-size {config.vocab_size}",
-            )
+        check_vocabulary(config, tokenizer, f"iqc tokenizer train --vocab-size {config.vocab_size}")
         config.eos_token_id = [tokenizer.control[EOS], tokenizer.control[PAD]]
         config.pad_token_id = tokenizer.control[PAD]
         return Decoder(config, seed=settings.seed), None
@@ -99,7 +93,31 @@ def starting_model(
             where=str(checkpoint),
             remedy=f"{stage.name} starts from {' or '.join(stage.starts_from) or 'fresh weights'}",
         )
-    return load_model(checkpoint), checkpoint
+    model = load_model(checkpoint)
+    check_vocabulary(model.config, tokenizer, "use the tokenizer of the checkpoint")
+    return model, checkpoint
+
+
+def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, remedy: str) -> None:
+    if config.vocab_size != tokenizer.vocab_size:
+        raise IqcError(
+            f"a tokenizer of {tokenizer.vocab_size} tokens for a model of {config.vocab_size}", remedy=remedy
+        )
+
+
+def check_rows(store: SequenceStore, context: int, vocab_size: int) -> None:
+    """Rows must fit the context and the vocabulary, and there must be something to learn."""
+    if store.longest > context:
+        raise IqcError(
+            f"rows of {store.longest} tokens for a context of {context}", remedy=f"iqc pack --context {context}"
+        )
+    if int(store.tokens.max()) >= vocab_size:
+        raise IqcError(
+            f"token {store.tokens.max()} for a vocabulary of {vocab_size}",
+            remedy="pack again with the tokenizer of the model",
+        )
+    if not store.losses.any():
+        raise IqcError("rows without a token to learn", remedy="look at the loss of the records that were packed")
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[list[int]], torch.Tensor]:
@@ -122,6 +140,8 @@ def update(
     for group in optimizer.param_groups:
         group["lr"] = rate
     count = float(np.sum(batch.weights, dtype=np.float64))
+    if count <= 0:
+        raise IqcError("an update without a token to learn", remedy="take a larger --batch-rows")
     total = 0.0
     optimizer.zero_grad(set_to_none=True)
     for part in micro_batches(batch, micro_rows):
@@ -174,15 +194,13 @@ def train(
         raise IqcError(
             f"a context of {context}", remedy=f"the model was made for {config.max_position_embeddings} tokens"
         )
-    if store.longest > context:
-        raise IqcError(
-            f"rows of {store.longest} tokens for a context of {context}", remedy=f"iqc pack --context {context}"
-        )
+    for rows in (store, valid) if valid is not None else (store,):
+        check_rows(rows, context, config.vocab_size)
     steps = settings.steps or math.ceil(settings.epochs * len(store) / settings.batch_rows)
     peak = settings.rate or peak_rate(config.hidden_size, settings.optimizer)
-    parent = lineage_inputs(start) if start else None
+    parent = parent_input(start) if start else None
     asked = asdict(settings) | {
-        "start": parent["output"] if parent else None,
+        "start": parent.digest if parent else None,
         "steps": steps,
         "context": context,
         "rate": peak,
@@ -214,7 +232,8 @@ def train(
             seen += metrics["tokens"]
             if (step + 1) % max(1, steps // 10) == 0:
                 speed = seen / (time.monotonic() - started)
-                say(quiet, f"{stage.name}: update {step + 1}/{steps}, loss {metrics['loss']:.3f}, {speed:,.0f} tokens/s")
+                at = f"update {step + 1}/{steps}, loss {metrics['loss']:.3f}, {speed:,.0f} tokens/s"
+                say(quiet, f"{stage.name}: {at}")
             done = step + 1 == steps
             if done or (settings.save_every and (step + 1) % settings.save_every == 0):
                 made = partial(lineage, asked, inputs, parent, step + 1, metrics["loss"])
@@ -226,12 +245,16 @@ def train(
     return {"updates": steps, "rows": len(store)}
 
 
-def lineage(asked: dict, inputs: list[Input], parent: dict | None, step: int, loss: float | None, digest: str) -> dict:
+def parent_input(start: Path) -> Input:
+    """The checkpoint that a run starts from, as lineage names it."""
+    found = lineage_inputs(start)
+    return Input(found["output"]["digest"] if found else weights_digest(start), lineage=found, label="checkpoint")
+
+
+def lineage(asked: dict, inputs: list[Input], parent: Input | None, step: int, loss: float | None, digest: str) -> dict:
     """The lineage of a checkpoint: its data, and the checkpoint that it started from."""
     options = {key: asked[key] for key in ("stage", "steps", "batch_rows", "context", "rate")}
-    sources = list(inputs)
-    if parent is not None:
-        sources.append(Input(parent["output"]["digest"], lineage=parent, label="checkpoint"))
+    sources = [*inputs, *([parent] if parent else [])]
     output = {"digest": digest, "updates": step, "loss": loss}
     return lineage_of(Stage("train", __version__, options, asked["seed"]), sources, {"updates": step}, output)
 
@@ -252,10 +275,16 @@ def run_train(
 ) -> None:
     """`iqc train`: read the sequences, train, report."""
     stage = find_stage(settings.stage)
+    if not 0 <= settings.epochs < math.inf:
+        raise UsageError(f"--epochs {settings.epochs}", remedy="a number of passes over the rows, 0 or more")
     if tokenizer is None and settings.start is None:
         raise UsageError("no tokenizer", remedy="--tokenizer DIR: the one that the sequences were packed with")
     place = Path(tokenizer) if tokenizer else find_checkpoint(settings.start or "")
     loaded = load_tokenizer(place)
+    if tokenizer and settings.start:
+        own = load_tokenizer(find_checkpoint(settings.start))
+        if own.digest != loaded.digest:
+            raise IqcError("not the tokenizer of --from", where=tokenizer, remedy="leave --tokenizer out")
     source = StreamInput(inputs)
     started = time.monotonic()
     store = SequenceStore(read_records(source))
