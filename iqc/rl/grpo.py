@@ -76,9 +76,10 @@ def roll_out(
 def advantages(rewards: Sequence[float], group: int) -> np.ndarray:
     """[n] from rewards [n] of consecutive groups: (r - mean) / standard deviation, 0 where all are equal."""
     table = np.asarray(rewards, dtype=np.float64).reshape(-1, group)
-    differ = table.max(axis=1, keepdims=True) > table.min(axis=1, keepdims=True)  # the mean of equals may round away
-    spread = np.where(differ, table.std(axis=1, keepdims=True), 1.0)
-    return np.where(differ, (table - table.mean(axis=1, keepdims=True)) / spread, 0.0).reshape(-1)
+    centred = table - table.mean(axis=1, keepdims=True)
+    spread = table.std(axis=1, keepdims=True)
+    differ = spread > 1e-9  # the mean of equal rewards may round away from them
+    return np.where(differ, centred / np.where(differ, spread, 1.0), 0.0).reshape(-1)
 
 
 def surrogate(logprobs: Tensor, old: Tensor, advantage: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:

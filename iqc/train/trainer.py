@@ -33,7 +33,7 @@ from iqc.train.stages import TrainingStage, learning_rate, peak_rate
 from iqc.train.stages import stage as find_stage
 
 BETAS = (0.9, 0.95)
-WEIGHT_DECAY = 0.1  # on matrices; norms, gates and the embedding go without
+WEIGHT_DECAY = 0.1  # on matrices; norms, the loop's gates and the embedding go without
 CLIP = 1.0  # the norm that gradients are scaled down to
 
 

@@ -1,0 +1,76 @@
+"""A tokenizer of real text, packed sequences with lineage, and a preset small enough to train in a moment."""
+
+import argparse
+import json.decoder
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from iqc.model.config import PRESETS, ModelConfig
+from iqc.streams.runner import Settings, run_stage
+from iqc.tokens import tokenizer
+from iqc.tokens.pack import Packer
+from iqc.tokens.stages import packing, tokenise_stage
+from iqc.train.trainer import TrainSettings, run_train
+
+torch.set_num_threads(1)
+SOURCES = [Path(module.__file__).read_text(encoding="utf-8") for module in (json.decoder, textwrap, argparse)]
+
+
+@dataclass(slots=True)
+class Room:
+    """A directory with what a run needs: tokenizer, another tokenizer of the same size, sequences."""
+
+    place: Path
+
+    def pack(self, name: str, texts: list[str], tokens: str = "tokenizer", context: int = 64, **fields) -> Path:
+        from functools import partial
+
+        raw, out = self.place / f"{name}.jsonl", self.place / f"{name}.zst"
+        records = [{"id": f"{name}{n}", "text": text} | fields for n, text in enumerate(texts)]
+        raw.write_text("".join(json.dumps(record) + "\n" for record in records))
+        reduce, _ = packing(Packer(context))
+        options = {"tokenizer": tokenizer.load(self.place / tokens).digest}
+        settings = Settings([str(raw)], str(out), jobs=1, quiet=True)
+        run_stage("pack", options, settings, partial(tokenise_stage, str(self.place / tokens)), reduce=reduce)
+        return out
+
+    def train(self, run: Path, data: Path | None = None, tokens: str | None = "tokenizer", valid=None, **asked) -> Path:
+        """`iqc train` in this process: 4 updates of the tiny model unless asked otherwise."""
+        wanted = {"stage": "pretrain", "model": "tiny", "start": None, "steps": 4, "batch_rows": 4} | asked
+        if wanted["start"]:
+            wanted["model"], wanted["start"] = None, str(wanted["start"])
+        data = data or self.place / "sequences.zst"
+        named = str(self.place / tokens) if tokens and not wanted["start"] else None
+        run_train(TrainSettings(**wanted), [str(data)], str(run), named, valid and str(valid), None, True)
+        return run
+
+
+@pytest.fixture(scope="session")
+def room(tmp_path_factory) -> Room:
+    place = tmp_path_factory.mktemp("room")
+    tokenizer.train(iter(SOURCES), 400).save(place / "tokenizer", context=64)
+    tokenizer.train(iter(SOURCES[2:]), 400).save(place / "other", context=64)
+    made = Room(place)
+    made.pack("sequences", SOURCES[:2])
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch):
+    sizes = ModelConfig(400, 32, 64, 2, 4, 2, 64, loop_num=2, loop_window_size=16)
+    monkeypatch.setitem(PRESETS, "tiny", sizes)
+
+
+@pytest.fixture(scope="session")
+def made(room, tmp_path_factory) -> Path:
+    """A finished pretraining run: not to be written to."""
+    place = tmp_path_factory.mktemp("made")
+    PRESETS["tiny"] = ModelConfig(400, 32, 64, 2, 4, 2, 64, loop_num=2, loop_window_size=16)
+    try:
+        return room.train(place / "run", save_every=1)
+    finally:
+        del PRESETS["tiny"]

@@ -1,0 +1,199 @@
+"""What a run refuses, what an update computes, and that the chain of stages leads back to the data."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from iqc.errors import IqcError, UsageError
+from iqc.model.checkpoint import load_model
+from iqc.model.config import ModelConfig
+from iqc.model.decoder import Decoder
+from iqc.streams.lineage import checked_lineage
+from iqc.tokens.loader import Batch
+from iqc.train.run import find_checkpoint, read_metrics
+from iqc.train.trainer import CLIP, make_optimizer, update
+
+
+def batch(rows=6, width=20, vocabulary=50):
+    draw = np.random.Generator(np.random.PCG64(3))
+    lengths = [np.array([5 + row, width - 5 - row - row % 3], np.int64) for row in range(rows)]
+    weights = (draw.random((rows, width)) < 0.7).astype(np.float32)
+    for row, (first, second) in enumerate(lengths):
+        weights[row, [0, first]] = 0.0
+        weights[row, first + second :] = 0.0
+    return Batch(draw.integers(0, vocabulary, (rows, width)), weights, lengths)
+
+
+def fresh():
+    return Decoder(ModelConfig(50, 24, 40, 2, 6, 2, 32, loop_num=2, loop_window_size=8), seed=1).double()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 5])
+def test_micro_batches_give_the_same_update(rows):
+    whole, parts = fresh(), fresh()
+    data = batch()
+    first = update(whole, make_optimizer(whole, 1e-2), data, 1e-2)
+    second = update(parts, make_optimizer(parts, 1e-2), data, 1e-2, micro_rows=rows)
+    assert first == pytest.approx(second, rel=1e-12)
+    for (name, a), b in zip(whole.named_parameters(), parts.parameters()):
+        # Adam divides by the root of the squared gradient, which is near 0 for some: compare what it divides too
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9, msg=name)
+        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=1e-12, msg=name)
+
+
+def test_the_loss_is_the_sum_over_the_count_of_the_whole_update():
+    model, data = fresh(), batch()
+    with torch.no_grad():
+        lengths = [[int(n) for n in row] for row in data.lengths]
+        logprobs = model.token_logprobs(torch.from_numpy(data.tokens), lengths).numpy()
+    expected = -(logprobs * data.weights).sum() / data.weights.sum()
+    found = update(model, make_optimizer(model, 1e-3), data, 1e-3, micro_rows=2)
+    assert found["loss"] == pytest.approx(expected, rel=1e-6) and found["tokens"] == data.weights.sum()
+
+
+def test_gradients_are_clipped_and_the_norm_before_it_is_told():
+    model = fresh()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1000)
+    norm = update(model, make_optimizer(model, 1e-3), batch(), 1e-3)["grad_norm"]
+    clipped = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters()))
+    assert norm > CLIP and clipped == pytest.approx(CLIP, rel=1e-4)
+
+
+def test_an_update_that_cannot_be_is_said():
+    model, empty = fresh(), batch()
+    empty.weights[:] = 0
+    with pytest.raises(IqcError, match="without a token to learn"):
+        update(model, make_optimizer(model, 1e-3), empty, 1e-3)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = math.nan
+    with pytest.raises(IqcError, match="loss nan"):
+        update(model, make_optimizer(model, 1e-3), batch(), 1e-3)
+
+
+def test_weight_decay_is_on_matrices_alone():
+    model = fresh()
+    decayed, rest = (group["params"] for group in make_optimizer(model, 1e-3).param_groups)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert all(p.ndim == 2 for p in decayed) and len(decayed) + len(rest) == len(names)
+    kept = {names[id(p)] for p in rest}
+    assert {n for n in names.values() if "norm" in n or "gate_projections" in n or "embed" in n} <= kept
+    assert "lm_head.weight" not in kept and not any("mlp" in name for name in kept)
+
+
+def test_training_lowers_the_loss(room, tmp_path):
+    metrics = read_metrics(room.train(tmp_path / "run", steps=30, rate=1e-2))
+    assert [line["step"] for line in metrics] == list(range(30))
+    assert metrics[-1]["loss"] < metrics[0]["loss"] - 0.5
+
+
+def test_refusals(room, made, tmp_path):
+    text = Path(json.__file__).read_text()
+    longer = room.pack("longer", [text], context=128)
+    other = room.pack("other", [text], tokens="other")
+    unlearnt = tmp_path / "unlearnt.jsonl"
+    pack = {"lengths": [4], "tokens": [5, 6, 7, 8], "loss": [0, 0, 0, 0]}
+    record = {"id": "a", "ids": ["a"]} | {
+        key: encode(value, "u1" if key == "loss" else "<u4") for key, value in pack.items()
+    }
+    unlearnt.write_text(json.dumps(record) + "\n")
+    foreign = tmp_path / "foreign.jsonl"
+    foreign.write_text(
+        json.dumps(record | {"tokens": encode([5, 6, 400, 8], "<u4"), "loss": encode([0, 1, 1, 1], "u1")}) + "\n"
+    )
+    for error, match, asked in (
+        (UsageError, "no stage", {"stage": "x"}),
+        (UsageError, "starts from a checkpoint", {"stage": "anneal"}),
+        (UsageError, "no model", {"model": None}),
+        (IqcError, "no preset", {"model": "huge"}),
+        (IqcError, "a checkpoint of stage pretrain", {"stage": "mid-32k", "start": made}),
+        (IqcError, "no checkpoint", {"stage": "anneal", "start": tmp_path / "none"}),
+        (IqcError, "for a model of", {"model": "nano"}),
+        (IqcError, "rows of 128 tokens for a context of 64", {"data": longer}),
+        (IqcError, "rows of 64 tokens for a context of 32", {"context": 32}),
+        (IqcError, "a context of 128", {"context": 128}),
+        (IqcError, "rows of 128 tokens", {"valid": longer}),
+        (IqcError, "packed with tokenizer", {"data": other}),
+        (IqcError, "without a token to learn", {"data": unlearnt}),
+        (IqcError, "token 400 for a vocabulary of 400", {"data": foreign}),
+        (UsageError, "--epochs", {"epochs": -1.0, "steps": 0}),
+    ):
+        with pytest.raises(error, match=match) as caught:
+            room.train(tmp_path / "run", **asked)
+        assert caught.value.remedy
+        assert not list(tmp_path.glob("run/step-*"))
+
+
+def encode(values, dtype):
+    import base64
+
+    return base64.b64encode(np.array(values, dtype).tobytes()).decode()
+
+
+def test_another_tokenizer_than_that_of_the_checkpoint_is_refused(room, made, tmp_path):
+    from iqc.train.trainer import TrainSettings, run_train
+
+    settings = TrainSettings("anneal", None, str(made), steps=1)
+    with pytest.raises(IqcError, match="not the tokenizer of --from"):
+        run_train(
+            settings,
+            [str(room.pack("again", ["a b c"] * 9, tokens="other"))],
+            str(tmp_path / "run"),
+            str(room.place / "other"),
+            None,
+            None,
+            True,
+        )
+
+
+def test_epochs_0_writes_the_starting_weights(room, tmp_path):
+    run = room.train(tmp_path / "run", steps=0, epochs=0.0, seed=5)
+    found = load_model(find_checkpoint(run))
+    expected = Decoder(found.config, seed=5)
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters()))
+    assert read_metrics(run) == []
+    first = (find_checkpoint(run) / "model.safetensors").read_bytes()
+    room.train(run, steps=0, epochs=0.0, seed=5)
+    assert (find_checkpoint(run) / "model.safetensors").read_bytes() == first
+
+
+def test_held_out_rows_are_scored_whole(room, tmp_path):
+    from iqc.streams.runner import StreamInput, read_records
+    from iqc.tokens.loader import SequenceStore
+    from iqc.train.trainer import evaluate
+
+    data = room.place / "sequences.zst"
+    run = room.train(tmp_path / "run", valid=data)
+    model = load_model(find_checkpoint(run))
+    store = SequenceStore(read_records(StreamInput([str(data)])))
+    found = read_metrics(run)[-1]["valid_loss"]
+    for rows in (1, 3, len(store), len(store) + 5):
+        assert evaluate(model, store, 64, rows) == pytest.approx(found, rel=1e-5)
+    assert model.training
+
+
+def test_a_chain_of_stages_leads_back_to_the_data(room, made, tmp_path):
+    previous, names = made, ["pretrain"]
+    for stage in ("anneal", "mid-32k", "sft"):
+        previous = room.train(tmp_path / stage, stage=stage, start=previous, steps=2)
+        names.append(stage)
+        metrics = read_metrics(previous)
+        assert len(metrics) == 2 and all(math.isfinite(line["loss"]) for line in metrics)
+    lineage = checked_lineage(json.loads((find_checkpoint(previous) / "lineage.json").read_text()))
+    nodes = lineage["stages"]
+    seen, node = [], nodes[lineage["stage"]]
+    while True:
+        seen.append(node["options"]["stage"])
+        data = [nodes[item["stage"]]["command"] for item in node["inputs"] if item.get("label") != "checkpoint"]
+        assert data == ["pack"]
+        before = [item for item in node["inputs"] if item.get("label") == "checkpoint"]
+        if not before:
+            break
+        node = nodes[before[0]["stage"]]
+    assert seen == names[::-1]
+    started = json.loads((find_checkpoint(made) / "lineage.json").read_text())
+    assert started["output"]["digest"] in json.dumps(lineage)
