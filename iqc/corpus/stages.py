@@ -55,7 +55,7 @@ def open_corpus(names: list[str], source: str | None) -> ItemInput | StreamInput
         )
     for name in raw:
         if not os.path.exists(name):
-            raise IqcError("no such file", where=name)
+            raise IqcError("no such file", where=name, remedy="name source trees, web archives, or streams")
     kinds = sorted({"source tree" if is_tree(name) else "web archive" for name in raw})
     label = f"{' and '.join(kinds)} {source or ', '.join(Path(name).resolve().name for name in raw)}"
     return ItemInput(Items(raw, source), label, batch=BATCH if "source tree" in kinds else 1, listing=listing(raw))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import orjson
 
-from iqc.errors import IqcError
+from iqc.errors import BadRecord, IqcError, UsageError
 from iqc.evals.report import benchmark, report, score_completions
 from iqc.model.checkpoint import load_model
 from iqc.model.complete import Sampling, complete, prompt_stage
@@ -81,6 +81,12 @@ def prompts(name: str, data: str) -> Iterator[Record]:
 
 def score(name: str, data: str, completions: list[Record], ks: list[int], unsafe: bool) -> tuple[list[Record], dict]:
     """Completions with their scores, and the figures."""
+    if min(ks) < 1:
+        raise UsageError(f"pass@{min(ks)}", remedy="-k takes numbers from 1, such as 1,10")
+    for number, completion in enumerate(completions, 1):
+        for field in ("task_id", "text"):
+            if not isinstance(completion.get(field), str):
+                raise BadRecord(f'no "{field}"', where=f"completion {number}", remedy="give what `iqc generate` writes")
     tasks = load_tasks(name, data)
     if name == "fim":
         scored = list(score_completions(name, tasks, completions, None))

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from iqc.errors import BadRecord
 from iqc.streams.stage import Dropped, Record, Transform
 from iqc.tokens.pack import Packer
 from iqc.tokens.render import render, tokenise
@@ -41,8 +42,12 @@ def packing(packer: Packer) -> tuple[Callable[[Iterator[Record]], Iterator[Recor
 def training_text(records: Iterable[Record], limit: int) -> Iterator[str]:
     """The text of records without control tokens, up to `limit` characters in all, for training a tokenizer."""
     seen = 0
-    for record in records:
-        for segment in render(record).segments:
+    for number, record in enumerate(records, 1):
+        try:
+            segments = render(record).segments
+        except BadRecord as error:
+            raise BadRecord(error.what, where=f"record {number}", remedy=error.remedy) from None
+        for segment in segments:
             if not segment.is_control and segment.value:
                 yield segment.value
                 seen += len(segment.value)

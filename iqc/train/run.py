@@ -62,7 +62,7 @@ class Run:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
-            raise IqcError("is a file, not a run directory", where=str(directory)) from None
+            raise IqcError("is a file, not a run directory", where=str(directory), remedy="name another -o") from None
         self.lock = open(self.directory / ".lock", "w")  # noqa: SIM115  (held while the run is open)
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
