@@ -15,6 +15,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from iqc.errors import IqcError
+from iqc.streams.writer import write_file
 from iqc.tokens.chat import CHAT_TEMPLATE
 from iqc.tokens.special import EOS, PAD, RELEASED_PIECES, RELEASED_VOCAB_SIZE, SPECIAL, VISIBLE, pieces, special_ids
 
@@ -83,8 +84,8 @@ class Tokenizer:
         }
         if context is not None:
             config["model_max_length"] = context
-        (directory / "tokenizer.json").write_text(self.full.to_str(pretty=True), encoding="utf-8")
-        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_file(directory / "tokenizer_config.json", (json.dumps(config, indent=2) + "\n").encode())
+        write_file(directory / "tokenizer.json", self.full.to_str(pretty=True).encode())  # last: it makes a tokenizer
 
 
 def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
@@ -117,9 +118,10 @@ def load(path: Path) -> Tokenizer:
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
         text = file.read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise IqcError(
-            f"{file}: {error.strerror}", remedy="name a tokenizer.json, or the directory that holds it"
+            f"{file}: {getattr(error, 'strerror', 'not a tokenizer')}",
+            remedy="name a tokenizer.json, or the directory that holds it",
         ) from None
     try:
         return _from_json(text)
