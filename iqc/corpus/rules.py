@@ -18,7 +18,7 @@ from functools import cache, cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 
-from iqc.errors import IqcError
+from iqc.errors import IqcError, UsageError
 
 CODE_SETS = ("starcoder",)  # the default for records that name a language
 WEB_SETS = ("gopher",)  # the default for the others
@@ -226,7 +226,7 @@ def load_rules(names: Sequence[str], file: str | Path | None = None) -> tuple[Ru
     rules: list[Rule] = []
     for name in names:
         if name not in sets:
-            raise IqcError(f"no set of rules named {name!r}", remedy=f"use one of {', '.join(sets)}")
+            raise UsageError(f"no set of rules named {name!r}", remedy=f"use one of {', '.join(sets)}")
         rules += [_rule(name, key, row) for key, row in sets[name].items()]
     return tuple(rules)
 

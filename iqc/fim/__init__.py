@@ -13,7 +13,7 @@ from random import Random
 
 from tree_sitter import Node, Tree
 
-from iqc.errors import BadRecord, IqcError
+from iqc.errors import BadRecord, UsageError
 from iqc.streams.stage import Dropped, Record, rng
 from iqc.syntax.languages import SYNTAX_LEVELS, language_of_record, languages
 from iqc.syntax.parse import encode, nodes, parse
@@ -60,15 +60,15 @@ class FillInTheMiddle:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1:
-            raise IqcError(f"the rate of fill-in-the-middle is {self.rate}", remedy="give a share from 0 to 1")
+            raise UsageError(f"the rate of fill-in-the-middle is {self.rate}", remedy="give a share from 0 to 1")
         if self.layout not in LAYOUTS:
-            raise IqcError(f"no layout named {self.layout!r}", remedy=f"use one of {', '.join(LAYOUTS)}")
+            raise UsageError(f"no layout named {self.layout!r}", remedy=f"use one of {', '.join(LAYOUTS)}")
         if unknown := sorted(set(self.weights) - set(LEVELS)):
-            raise IqcError(f"no level named {unknown[0]!r}", remedy=f"use {', '.join(LEVELS)}")
+            raise UsageError(f"no level named {unknown[0]!r}", remedy=f"use {', '.join(LEVELS)}")
         if min(self.weights.values(), default=0) < 0 or sum(self.weights.values()) <= 0:
-            raise IqcError("the weights of the levels are not positive", remedy="give one level a weight above 0")
+            raise UsageError("the weights of the levels are not positive", remedy="give one level a weight above 0")
         if self.samples < 1:
-            raise IqcError(f"{self.samples} samples a document", remedy="ask for at least 1")
+            raise UsageError(f"{self.samples} samples a document", remedy="ask for at least 1")
 
     def transform(self, record: Record) -> Iterator[Record | Dropped]:
         """Samples keep the document's fields; `text` is the formatted sample; prefix + middle + suffix is the source.

@@ -17,7 +17,7 @@ from math import ceil, floor
 from os import PathLike
 from pathlib import Path
 
-from iqc.errors import IqcError
+from iqc.errors import IqcError, UsageError
 from iqc.history.git import SUBMODULE, Change, Commit, MissingObject, Repository
 from iqc.history.patch import PatchError, apply_patch, without
 from iqc.history.score import FileChange, reject_message, reject_paths, reject_texts, score
@@ -56,7 +56,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if not 0 <= self.window[0] < self.window[1] <= 1:
-            raise IqcError(f"the window of percentiles is {self.window}", remedy="give two rising shares from 0 to 1")
+            raise UsageError(f"the window of percentiles is {self.window}", remedy="give two rising shares from 0 to 1")
         if self.horizon < 1 or self.density <= 0:
             raise IqcError(
                 f"horizon {self.horizon}, density {self.density}",
