@@ -30,7 +30,7 @@ CASES = """
 1 | fim {bad}/no-text | no-text:1: a document needs
 2 | fim {world}/unique.zst --levels chapter | chapter
 2 | fim {world}/unique.zst --levels line=x | line=x
-2 | fim {world}/unique.zst --levels line=-1 | line
+2 | fim {world}/unique.zst --levels line=-1 | not positive
 2 | fim {world}/unique.zst --layout pms | layout
 2 | tasks -n 100000000 | has
 2 | tasks --templates nonsense | nonsense
@@ -121,7 +121,7 @@ def bad(world, tmp_path_factory):
     from iqc.streams.runner import StreamInput, read_records
 
     task = next(iter(read_records(StreamInput([str(world / "held-out.zst")]))))["id"]
-    (place / "no-completion").write_text('{"id":"a","task_id":"%s"}\n' % task)
+    (place / "no-completion").write_text(f'{{"id":"a","task_id":"{task}"}}\n')
     (place / "unborn").mkdir()
     subprocess.run(["git", "init", "-q", place / "unborn"], check=True, capture_output=True)
     return place
