@@ -23,7 +23,7 @@ started=$SECONDS
 say() { echo "--- $((SECONDS - started)) s: $*" >&2; }
 
 say "documents: crawl, clean, deduplicate; other packages are held out"
-iqc crawl-clean "$lib"/{json,email,asyncio,unittest,concurrent,logging,importlib,xml,urllib} "$site"/{typer,tqdm} \
+iqc crawl-clean "$lib"/{json,email,concurrent,logging,importlib,urllib} "$site"/{typer,tqdm} \
     --source python --summary ${counts}01-crawl-clean.json |
     iqc dedup --summary ${counts}02-dedup.json -o documents.jsonl.zst
 iqc crawl-clean -q "$lib"/{http,wsgiref,html,tomllib} --source held-out |
@@ -51,7 +51,7 @@ say "tokens: a tokenizer, then rows of 512 tokens for every stage"
 iqc tokenizer train documents.jsonl.zst chats.jsonl.zst --vocab-size 4096 --context 512 -o tokenizer
 iqc fim documents.jsonl.zst --rate 0.5 --levels expression --stretch 300 --summary ${counts}04-fim.json |
     iqc pack --tokenizer tokenizer --summary ${counts}05-pack-pretrain.json -o pretrain.jsonl.zst
-iqc fim -q documents.jsonl.zst --rate 1 --samples 2 --levels expression --stretch 300 --seed 1 |
+iqc fim -q documents.jsonl.zst --rate 1 --levels expression --stretch 300 --seed 1 |
     iqc pack - triplets.jsonl.zst --tokenizer tokenizer --fim-middle-only --summary ${counts}06-pack-mid.json \
         -o mid.jsonl.zst
 iqc pack chats.jsonl.zst --tokenizer tokenizer --summary ${counts}07-pack-sft.json -o sft.jsonl.zst
