@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ def timed(command: Sequence[object], cores: int | None = None) -> Timing:
         [*map(str, command)],
         stdout=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": str(REPO)},
-        preexec_fn=lambda: os.sched_setaffinity(0, usable),
+        preexec_fn=lambda: os.sched_setaffinity(0, usable),  # noqa: PLW1509  (there are no threads)
     ) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -48,7 +49,7 @@ def middle(timings: Sequence[Timing]) -> Timing:
 def save(name: str, found: dict, packages: Sequence[str], print_only: bool = False) -> None:
     """Print the result and write it to results/NAME.json."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=REPO, capture_output=True, text=True)
-    model = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")]
+    model = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     about = {
         "command": " ".join(["python", *sys.argv]),
         "commit": commit.stdout.strip(),
