@@ -113,6 +113,7 @@ def process(chunk: Chunk | Items, work: Work, transform: Transform, digest_input
     """Run the transform over the records of one chunk."""
     result = Result(chunk.source)
     out_lines: list[bytes] = []
+    in_digests: list[bytes] = []
     for number, item in enumerate(_items(chunk), start=1):
         result.lines = number
         if item is None:
@@ -123,7 +124,7 @@ def process(chunk: Chunk | Items, work: Work, transform: Transform, digest_input
             if isinstance(line, bytes):
                 result.size += len(line) + 1
                 if digest_input:
-                    result.input_digests += line_digest(line)
+                    in_digests.append(line_digest(line))
                 record = parse(line)
             for out in transform(record):
                 if type(out) is Dropped:
@@ -131,7 +132,7 @@ def process(chunk: Chunk | Items, work: Work, transform: Transform, digest_input
                     if work.explain:
                         result.explained.append(explain(out))
                 elif type(out) is Raw:
-                    result.input_digests += out.digest
+                    in_digests.append(out.digest)
                     result.size += out.size
                 elif work.values:
                     result.values.append(out)
@@ -145,6 +146,7 @@ def process(chunk: Chunk | Items, work: Work, transform: Transform, digest_input
             if work.stop_at_error:
                 break
     result.kept = len(out_lines)
+    result.input_digests = b"".join(in_digests)
     for text, records in lines_to_text(out_lines):
         start = sum(part[1] for part in result.output)
         digests = b"".join(line_digest(line) for line in out_lines[start : start + records])
