@@ -1,5 +1,6 @@
 """`iqc crawl-clean`: source trees and web archives to clean documents."""
 
+import hashlib
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +13,14 @@ if TYPE_CHECKING:
 
 app = command_app()
 
+Corpus = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[INPUT]...", help="Source trees, web archives, or streams of documents."),
+]
+
 
 @app.command()
-@stage_options()
+@stage_options(inputs=Corpus)
 def crawl_clean(
     settings: "Settings",
     source: Annotated[
@@ -27,7 +33,8 @@ def crawl_clean(
         str | None, typer.Option("--web-rules", metavar="SET,...", help="Rules for web text; none for no rules.")
     ] = None,
     rules_file: Annotated[
-        str | None, typer.Option("--rules", metavar="FILE", help="A TOML file of rule sets in place of the shipped one.")
+        str | None,
+        typer.Option("--rules", metavar="FILE", help="A TOML file of rule sets in place of the shipped one."),
     ] = None,
     syntax: Annotated[bool, typer.Option("--syntax/--no-syntax", help="Drop code that does not parse.")] = True,
     measured: Annotated[bool, typer.Option("--measured", help="Keep every measured value in the metadata.")] = False,
@@ -46,9 +53,8 @@ def crawl_clean(
     options = CleanOptions(names(code_rules, CODE_SETS), names(web_rules, WEB_SETS), rules_file, syntax, measured)
     shown = {"code": list(options.code), "web": list(options.web), "syntax": syntax, "measured": measured}
     if rules_file:
-        from iqc.train.run import sha256
-
-        shown["rules"] = sha256(rules_file)
+        with open(rules_file, "rb") as file:
+            shown["rules"] = hashlib.file_digest(file, "sha256").hexdigest()
     corpus = open_corpus(settings.inputs or [], source)
     run_stage("crawl-clean", shown | {"source": source}, settings, partial(stage, options, source), source=corpus)
 

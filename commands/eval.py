@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iqc.commands.generate import BatchSize, Model, NewTokens, Samples, Temperature, TopK, TopP
-from iqc.options import Inputs, Seed, Summary, command_app, config_options, stage_options
+from iqc.options import Inputs, OutputFile, Seed, Summary, command_app, config_options, stage_options
 
 if TYPE_CHECKING:
     from iqc.streams.runner import Settings
@@ -15,7 +15,9 @@ app = command_app(help="Benchmarks: prompts, scores, whole runs.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A benchmark; `iqc eval list` has them.")]
 Data = Annotated[str, typer.Option("--data", metavar="FILE", help="The items, in the benchmark's own format.")]
 Ks = Annotated[str, typer.Option("-k", "--pass-at", metavar="K,...", help="Which pass@k to report.")]
-Unsafe = Annotated[bool, typer.Option("--unsafe-exec", help="Run programs without isolation. Only on a throw-away machine.")]
+Unsafe = Annotated[
+    bool, typer.Option("--unsafe-exec", help="Run programs without isolation. Only on a throw-away machine.")
+]
 
 
 @app.command("list")
@@ -28,7 +30,7 @@ def list_benchmarks() -> None:
 
 
 @app.command()
-@stage_options("output", "plain", "summary", "quiet")
+@stage_options("output", "plain", "summary", "quiet", output=OutputFile)
 def prompts(settings: "Settings", name: Name, data: Data) -> None:
     """Write the prompts of a benchmark, for `iqc generate` or any other model."""
     from iqc.evals.run import prompts as made
@@ -57,7 +59,7 @@ def score(
 
 
 @app.command()
-@stage_options("output", "plain", "summary", "quiet")
+@stage_options("output", "plain", "summary", "quiet", output=OutputFile)
 def run(
     settings: "Settings",
     name: Name,

@@ -13,7 +13,9 @@ app = command_app()
 
 Model = Annotated[str, typer.Option("--model", metavar="RUN/|DIR", help="A run, a checkpoint or a model directory.")]
 Samples = Annotated[int, typer.Option("-n", "--samples", metavar="N", min=1, help="Completions of each prompt.")]
-NewTokens = Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Tokens of a completion, at most.")]
+NewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Tokens of a completion, at most.")
+]
 Temperature = Annotated[float, typer.Option("--temperature", metavar="T", min=0, help="0 is greedy.")]
 TopP = Annotated[float, typer.Option("--top-p", metavar="P", min=0.01, max=1, help="Share of the mass to draw from.")]
 TopK = Annotated[int, typer.Option("--top-k", metavar="K", min=0, help="Tokens to draw from; 0: all.")]

@@ -1,5 +1,6 @@
 """`iqc lineage`: where a stream, a directory of shards or a checkpoint comes from."""
 
+from pathlib import Path
 from typing import Annotated
 
 import orjson
@@ -21,6 +22,8 @@ def lineage(
     from iqc.streams.inspect import lineage_text
     from iqc.streams.reader import lineage_at, verify_digest
 
+    if checkpoints := sorted(Path(path).glob("step-*/lineage.json")):  # a run: its newest checkpoint
+        path = str(checkpoints[-1].parent)
     found = lineage_at(path)
     if verify:
         print(f"{path}: {verify_digest(path, found)} records, digest as recorded")

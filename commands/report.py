@@ -13,7 +13,9 @@ app = command_app()
 @config_options
 def report(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="Where summaries, runs and samples lie.")],
-    output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE.html", help="The page to write.")] = None,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="FILE.html", help="The page to write.")
+    ] = None,
     title: Annotated[str, typer.Option("--title", metavar="TEXT", help="Its heading.")] = "iqc",
     quiet: Quiet = False,
 ) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iqc.options import Seed, command_app, stage_options
+from iqc.options import OutputFile, Seed, command_app, stage_options
 
 if TYPE_CHECKING:
     from iqc.streams.runner import Settings
@@ -24,14 +24,16 @@ class Form(StrEnum):
 
 
 @app.command()
-@stage_options("output", "plain", "summary", "quiet")
+@stage_options("output", "plain", "summary", "quiet", output=OutputFile)
 def tasks(
     settings: "Settings",
     count: Annotated[int, typer.Option("-n", "--count", metavar="N", min=1, help="How many tasks.")] = 100,
     split: Annotated[
         Split, typer.Option("--split", help="Constants of one side are never seen on the other.")
     ] = Split.train,
-    form: Annotated[Form, typer.Option("--as", help="Tasks with tests, or chats with the reference answer.")] = Form.task,
+    form: Annotated[
+        Form, typer.Option("--as", help="Tasks with tests, or chats with the reference answer.")
+    ] = Form.task,
     templates: Annotated[
         str | None, typer.Option("--templates", metavar="NAME,...", help="Only these templates.")
     ] = None,

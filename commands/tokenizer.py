@@ -16,7 +16,9 @@ Directory = Annotated[str, typer.Argument(metavar="DIR", help="What `iqc tokeniz
 @config_options
 def train(
     inputs: Inputs = None,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Where the tokenizer goes.")] = "tokenizer",
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="DIR", help="Where the tokenizer goes.")
+    ] = "tokenizer",
     vocab_size: Annotated[
         int, typer.Option("--vocab-size", metavar="N", min=300, help="Tokens in all, control tokens included.")
     ] = 76_800,

@@ -19,20 +19,40 @@ class Optimizer(StrEnum):
 @config_options
 def train(
     inputs: Inputs = None,
-    stage: Annotated[str, typer.Option("--stage", metavar="NAME", help="pretrain, anneal, mid-32k, mid-128k or sft.")] = "pretrain",
-    output: Annotated[str, typer.Option("-o", "--output", metavar="RUN/", help="The run: checkpoints and metrics.")] = "run",
-    model: Annotated[str | None, typer.Option("--model", metavar="PRESET", help="For fresh weights, such as nano-loop.")] = None,
-    start: Annotated[str | None, typer.Option("--from", metavar="RUN/", help="The run or checkpoint to start from.")] = None,
-    tokenizer: Annotated[str | None, typer.Option("--tokenizer", metavar="DIR", help="By default that of --from.")] = None,
-    valid: Annotated[str | None, typer.Option("--valid", metavar="FILE", help="Held-out sequences, scored at the end.")] = None,
+    stage: Annotated[
+        str, typer.Option("--stage", metavar="NAME", help="pretrain, anneal, mid-32k, mid-128k or sft.")
+    ] = "pretrain",
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="RUN/", help="The run: checkpoints and metrics.")
+    ] = "run",
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="PRESET", help="For fresh weights, such as nano-loop.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="RUN/", help="The run or checkpoint to start from.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", metavar="DIR", help="By default that of --from.")
+    ] = None,
+    valid: Annotated[
+        str | None, typer.Option("--valid", metavar="FILE", help="Held-out sequences, scored at the end.")
+    ] = None,
     steps: Annotated[int, typer.Option("--steps", metavar="N", min=0, help="Updates; 0: as --epochs says.")] = 0,
-    epochs: Annotated[float, typer.Option("--epochs", metavar="X", help="Passes over the rows; 0: write the starting weights.")] = 1.0,
+    epochs: Annotated[
+        float, typer.Option("--epochs", metavar="X", help="Passes over the rows; 0: write the starting weights.")
+    ] = 1.0,
     batch_rows: Annotated[int, typer.Option("--batch-rows", metavar="N", min=1, help="Rows an update.")] = 16,
     micro_rows: Annotated[int, typer.Option("--micro-rows", metavar="N", min=0, help="Rows at a time; 0: all.")] = 0,
-    context: Annotated[int, typer.Option("--context", metavar="N", min=0, help="Tokens a row; 0: the stage's or the model's.")] = 0,
-    optimizer: Annotated[Optimizer, typer.Option("--optimizer", help="Muon: for the matrices of the blocks.")] = Optimizer.adamw,
+    context: Annotated[
+        int, typer.Option("--context", metavar="N", min=0, help="Tokens a row; 0: the stage's or the model's.")
+    ] = 0,
+    optimizer: Annotated[
+        Optimizer, typer.Option("--optimizer", help="Muon: for the matrices of the blocks.")
+    ] = Optimizer.adamw,
     rate: Annotated[float, typer.Option("--rate", metavar="X", min=0, help="Peak learning rate; 0: by width.")] = 0.0,
-    save_every: Annotated[int, typer.Option("--save-every", metavar="N", min=0, help="Updates between checkpoints.")] = 100,
+    save_every: Annotated[
+        int, typer.Option("--save-every", metavar="N", min=0, help="Updates between checkpoints.")
+    ] = 100,
     seed: Seed = 0,
     summary: Summary = None,
     quiet: Quiet = False,
@@ -43,5 +63,7 @@ def train(
     """
     from iqc.train.trainer import TrainSettings, run_train
 
-    settings = TrainSettings(stage, model, start, steps, epochs, batch_rows, micro_rows, context, optimizer.value, rate, save_every, seed)
+    settings = TrainSettings(
+        stage, model, start, steps, epochs, batch_rows, micro_rows, context, optimizer.value, rate, save_every, seed
+    )
     run_train(settings, inputs or [], output, tokenizer, valid, summary, quiet)

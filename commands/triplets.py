@@ -12,9 +12,13 @@ if TYPE_CHECKING:
 
 app = command_app()
 
+Repositories = Annotated[
+    list[str] | None, typer.Argument(metavar="REPO...", help="Git repositories, bare or not.", show_default=False)
+]
+
 
 @app.command()
-@stage_options()
+@stage_options(inputs=Repositories)
 def triplets(
     settings: "Settings",
     name: Annotated[
@@ -23,9 +27,7 @@ def triplets(
     window: Annotated[
         str, typer.Option("--window", metavar="A-B", help="Percentiles of the life in which the old state lies.")
     ] = "40-80",
-    density: Annotated[
-        float, typer.Option("--density", metavar="X", help="Triplets wanted for 100 commits.")
-    ] = 2.0,
+    density: Annotated[float, typer.Option("--density", metavar="X", help="Triplets wanted for 100 commits.")] = 2.0,
     horizon: Annotated[
         int, typer.Option("--horizon", metavar="N", min=1, help="Commits searched for the new state.")
     ] = 8,

@@ -69,6 +69,7 @@ Output = Annotated[
     str | None,
     typer.Option("-o", "--output", metavar="FILE|DIR/", help="Where the records go; a directory means shards."),
 ]
+OutputFile = Annotated[str | None, typer.Option("-o", "--output", metavar="FILE", help="Where the records go.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Where all random choices start.")]
 Jobs = Annotated[int, typer.Option("-j", "--jobs", metavar="N", min=0, help="Processes; 0 means all cores.")]
 Summary = Annotated[str | None, typer.Option("--summary", metavar="FILE", help="Write the counts as JSON.")]
@@ -115,11 +116,15 @@ STREAM_OPTIONS = ("inputs", "output", "plain", "summary", "quiet")
 CONFIG_OPTIONS: dict[str, tuple[Any, Any]] = {"config": (Config, None), "print_config": (PrintConfig, False)}
 
 
-def stage_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of a stage (all, or those named) in place of its first parameter, the settings."""
+def stage_options(*names: str, **annotations: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of a stage (all, or those named) in place of its first parameter, the settings.
+
+    `annotations` replace those of single options, for a command in which they mean something narrower.
+    """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         shared = {name: STAGE_OPTIONS[name] for name in names or STAGE_OPTIONS}
+        shared |= {name: (annotation, STAGE_OPTIONS[name][1]) for name, annotation in annotations.items()}
         return _with_options(function, shared, takes_settings=True)
 
     return decorate
@@ -151,13 +156,18 @@ def _with_options(
         if print_config:
             _print_config(ctx)
             return
-        if not takes_settings:
-            function(**values)
-            return
-        from iqc.streams.runner import Settings
+        try:
+            if not takes_settings:
+                function(**values)
+                return
+            from iqc.streams.runner import Settings
 
-        settings = Settings(**{name: values.pop(name) for name in shared})
-        function(settings, **values)
+            settings = Settings(**{name: values.pop(name) for name in shared})
+            function(settings, **values)
+        except BrokenPipeError:  # from print; Typer would make it status 1
+            from iqc.streams.stage import ClosedPipe
+
+            raise ClosedPipe from None
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {item.name: item.annotation for item in parameters}

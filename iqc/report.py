@@ -67,7 +67,9 @@ def find(directory: str) -> Findings:
         found.samples += list(read_records(StreamInput([str(path)])))
     if not (found.stages or found.evals or found.runs):
         raise IqcError(
-            "nothing to report", where=directory, remedy="stages leave side-cars with --summary FILE; train and rl always"
+            "nothing to report",
+            where=directory,
+            remedy="stages leave side-cars with --summary FILE; train and rl always",
         )
     return found
 
@@ -134,7 +136,10 @@ def curve(run: Run, measure: str, colour: str, width: int = 420, height: int = 1
     """One measure over the updates as an SVG picture, smoothed over a twentieth of them."""
     values = [metrics[measure] for metrics in run.metrics if measure in metrics]
     part = max(1, len(values) // 20)
-    smooth = [sum(values[max(0, k - part + 1) : k + 1]) / len(values[max(0, k - part + 1) : k + 1]) for k in range(len(values))]
+    smooth = [
+        sum(values[max(0, k - part + 1) : k + 1]) / len(values[max(0, k - part + 1) : k + 1])
+        for k in range(len(values))
+    ]
     low, high = min(smooth), max(smooth)
     span = (high - low) or 1.0
     left, top, right, bottom = 46, 22, width - 8, height - 20

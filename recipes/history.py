@@ -1,6 +1,6 @@
 """Make a git repository from documents: a deterministic history in which their functions and classes arrive one by one.
 
-    python recipes/history.py DOCUMENTS.jsonl.zst REPOSITORY.git [COMMITS]
+python recipes/history.py DOCUMENTS.jsonl.zst REPOSITORY.git [COMMITS]
 """
 
 import sys

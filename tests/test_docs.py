@@ -139,4 +139,6 @@ def test_every_command_is_documented(name):
 
 
 def test_changelog_knows_this_version():
-    assert re.search(rf"^## (Unreleased \()?{re.escape(__version__)}\b", (REPO / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert re.search(
+        rf"^## (Unreleased \()?{re.escape(__version__)}\b", (REPO / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE
+    )

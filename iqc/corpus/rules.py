@@ -129,7 +129,8 @@ def _top_gram_chars(m: Measured, n: int) -> float:
     if not counts:
         return 0.0
     gram, times = max(counts.items(), key=lambda item: (item[1], sum(map(len, item[0])), item[0]))
-    return _share(times * sum(map(len, gram)), sum(map(len, m.words))) if times > 1 else 0.0
+    share = _share(times * sum(map(len, gram)), sum(map(len, m.words))) if times > 1 else 0.0
+    return min(1.0, share)  # occurrences may overlap
 
 
 def _repeated_gram_chars(m: Measured, n: int) -> float:

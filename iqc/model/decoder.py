@@ -84,6 +84,11 @@ class Block(nn.Module):
         return h + self.mlp(self.post_attention_layernorm(h)), k, v
 
 
+class Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        """Nothing: `Decoder.initialise` draws the weights, and a draw on the meta device loads much of PyTorch first."""
+
+
 class Body(nn.Module):
     """Everything but the vocabulary head; the `model.` of the released names."""
 
@@ -91,7 +96,7 @@ class Body(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False  # trade a second forward of each block for its activations (training only)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         gates = config.num_hidden_layers if config.loop_num > 1 else 0
         self.gate_projections = nn.ModuleList(

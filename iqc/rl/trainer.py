@@ -197,7 +197,7 @@ def run_rl(settings: RlSettings, names: list[str], directory: str, summary: str 
     tasks = list(read_records(source))
     check_tasks(tasks, settings.allow_same_process)
     done = train(settings, tasks, source.results(), start, load_tokenizer(start), directory, quiet)
-    counts = Counts(read=len(tasks), extra=done)
+    counts = Counts(read=len(tasks), kept=len(tasks), extra=done)
     report("rl", Settings(summary=summary, quiet=quiet), counts, time.monotonic() - started)
 
 

@@ -298,7 +298,11 @@ def lineage_at(path: str) -> dict:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise IqcError(f"{name} cannot be read ({error})", where=path) from None
     if place.is_dir() or not place.exists():
-        raise IqcError("no stream, directory of shards or checkpoint", where=path)
+        raise IqcError(
+            "no stream, directory of shards or checkpoint",
+            where=path,
+            remedy="name a file that a stage wrote, its directory of shards, or a step-* of a run",
+        )
     index = container.read_index(path)
     if index is None:
         raise IqcError(

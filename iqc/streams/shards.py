@@ -69,6 +69,7 @@ def run_rolling(job: Job, source: StageInput, reduce: Reduce, measure: Callable[
         lineages.append(outputs.finish(job.stage, [], shard_counts, {"shard": {"number": number}}))
 
     with AtomicFile(directory / MANIFEST) as manifest:
+        check_same_stage(directory, job)
         manifest.path.unlink(missing_ok=True)  # it speaks of the shards that go now
         for stale in directory.glob("part-*.jsonl.zst"):
             stale.unlink()
@@ -80,6 +81,20 @@ def run_rolling(job: Job, source: StageInput, reduce: Reduce, measure: Callable[
         counts.bytes_out = sum(lineage["output"]["bytes"] for lineage in lineages)
         publish(job, manifest, lineages, source.results(), counts)
     return counts
+
+
+def check_same_stage(directory: Path, job: Job) -> None:
+    """The shards of a set stage are all made again; IqcError when those that are there are another stage's."""
+    for path in sorted(directory.glob("part-*.jsonl.zst")):
+        index = read_index(str(path))
+        node = index.lineage["stages"][index.lineage["stage"]] if index else {}
+        made_by = {key: node.get(key) for key in job.stage.node()}
+        if changes := differences(made_by, orjson.loads(orjson.dumps(job.stage.node()))):
+            raise IqcError(
+                f"a shard of another run: {'; '.join(changes)}",
+                where=str(path),
+                remedy="name another -o, or remove the directory to make it anew",
+            )
 
 
 def prepare(job: Job) -> Path:

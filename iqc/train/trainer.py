@@ -292,7 +292,7 @@ def run_train(
     check_tokenizer(used, loaded.digest)
     held_out = SequenceStore(read_records(StreamInput([valid]))) if valid else None
     done = train(settings, stage, store, used, loaded, place, directory, held_out, quiet)
-    counts = Counts(read=len(store), extra=done)
+    counts = Counts(read=len(store), kept=len(store), extra=done)
     report("train", Settings(summary=summary, quiet=quiet), counts, time.monotonic() - started)
 
 
