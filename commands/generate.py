@@ -39,8 +39,8 @@ def generate(
 
     A completion depends on the seed and its prompt's id, not on what else is in the batch.
     """
-    from iqc.model.complete import Sampling
     from iqc.evals.run import generate_records
+    from iqc.model.complete import Sampling
 
     sampling = Sampling(samples, max_new_tokens, temperature, top_p, top_k, seed, batch)
     generate_records(settings, model, sampling)

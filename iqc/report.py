@@ -76,7 +76,7 @@ def find(directory: str) -> Findings:
 
 def funnel(found: Findings) -> list[tuple[str, ...]]:
     """Rows (stage, read, kept, dropped and why)."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, data in found.stages:
         dropped = data.get("dropped", {})
         why = ", ".join(f"{rule} {count:,}" for rule, count in sorted(dropped.items(), key=lambda item: -item[1]))
@@ -86,7 +86,7 @@ def funnel(found: Findings) -> list[tuple[str, ...]]:
 
 def figures(found: Findings) -> list[tuple[str, ...]]:
     """Rows (evaluation, measure, mean, interval)."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, data in found.evals:
         for measure, value in data.items():
             if isinstance(value, dict) and "mean" in value:
@@ -97,7 +97,7 @@ def figures(found: Findings) -> list[tuple[str, ...]]:
 
 def training(found: Findings) -> list[tuple[str, ...]]:
     """Rows (run, updates, measure, first, last): means of the first and last tenth of the updates."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for run in found.runs:
         measure = "loss" if "loss" in run.metrics[0] else "pass_rate"
         values = [metrics[measure] for metrics in run.metrics]
@@ -196,7 +196,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 960px; margin: 2em auto;
 table { border-collapse: collapse; margin-bottom: 1.5em } td, th { padding: .2em .8em; text-align: left }
 th { border-bottom: 1px solid #d0d7de } td { border-bottom: 1px solid #eaeef2; vertical-align: top }
 pre { background: #f6f8fa; padding: 1em; overflow-x: auto; font-size: 13px }
-svg { font: 12px system-ui, sans-serif; max-width: 100% } svg .axis { stroke: #8c959f; fill: none } svg .title { font-weight: 600 }
+svg { font: 12px system-ui, sans-serif; max-width: 100% }
+svg .axis { stroke: #8c959f; fill: none } svg .title { font-weight: 600 }
 """
 
 

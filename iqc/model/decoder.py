@@ -86,7 +86,7 @@ class Block(nn.Module):
 
 class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
-        """Nothing: `Decoder.initialise` draws the weights, and a draw on the meta device loads much of PyTorch first."""
+        """Nothing: `Decoder.initialise` draws the weights; a draw on the meta device loads much of PyTorch first."""
 
 
 class Body(nn.Module):

@@ -57,7 +57,9 @@ class TrainSettings:
 
 def make_optimizer(model: Decoder, rate: float, kind: str) -> torch.optim.Optimizer:
     """`adamw`, or `muon`: Muon for the matrices of the blocks and AdamW for the rest."""
-    matrices, tables, vectors = [], [], []
+    matrices: list[torch.nn.Parameter] = []
+    tables: list[torch.nn.Parameter] = []
+    vectors: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or "gate_projections" in name:
             vectors.append(parameter)
