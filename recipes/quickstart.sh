@@ -61,20 +61,21 @@ muon="--optimizer muon --batch-rows 2 --seed $seed"
 iqc train -q --stage pretrain --model nano-loop --tokenizer tokenizer pretrain.jsonl.zst --epochs 0 -o fresh $muon
 iqc train --stage pretrain --model nano-loop --tokenizer tokenizer pretrain.jsonl.zst --steps 110 -o pretrain $muon
 iqc train --stage anneal --from pretrain pretrain.jsonl.zst --steps 40 -o anneal $muon
-iqc train --stage mid-32k --from anneal mid.jsonl.zst --steps 100 -o mid-32k $muon
+iqc train --stage mid-32k --from anneal mid.jsonl.zst --steps 130 -o mid-32k $muon
 iqc train --stage sft --from mid-32k sft.jsonl.zst --steps 220 -o sft --optimizer muon --batch-rows 1 --seed "$seed"
 
 say "evaluate: the missing middle, before and after"
+order=0
 for model in fresh anneal mid-32k; do
     iqc eval run fim --data fim-test.jsonl.zst --model $model --max-new-tokens 16 \
-        --summary scores/fim-$model.json | sed "s/^/$model: /" | grep edit_similarity
+        --summary scores/fim-$((++order))-$model.json | sed "s/^/$model: /" | grep edit_similarity
 done
 
 say "rl: GRPO on the tests of tasks; pass rate on held-out tasks, before and after"
 sampled="--samples 4 --temperature 1 --max-new-tokens 40"
-iqc eval run tasks --data tasks-test.jsonl.zst --model sft $sampled --summary scores/tasks-before-rl.json | grep pass@1
+iqc eval run tasks --data tasks-test.jsonl.zst --model sft $sampled --summary scores/tasks-1-before-rl.json | grep pass@1
 iqc rl tasks.jsonl.zst --from sft --updates 20 --minibatches 4 --reward passed --max-new-tokens 40 --seed "$seed" -o rl
-iqc eval run tasks --data tasks-test.jsonl.zst --model rl $sampled --summary scores/tasks-after-rl.json | grep pass@1
+iqc eval run tasks --data tasks-test.jsonl.zst --model rl $sampled --summary scores/tasks-2-after-rl.json | grep pass@1
 
 say "export in Hugging Face layout, load it again, sample"
 iqc export rl -o exported
