@@ -27,7 +27,7 @@ quickstart: (_install "")
 # All tests; with arguments, pytest's
 [group('check')]
 test *args: (_install "test")
-    python -m pytest {{ args }}
+    python -m pytest -n auto --dist loadfile {{ args }}
 
 # Style and format
 [group('check')]

@@ -5,11 +5,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from itertools import chain, islice
+from itertools import chain, cycle, islice
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any
 
 from iqc.errors import IqcError
@@ -18,9 +19,6 @@ from iqc.streams.worker import Result, Work, process
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 AHEAD = 2  # chunks in flight a worker: one at work and one waiting
-
-_work: Work
-_transform: Transform | None = None
 
 
 def usable_cores() -> int:
@@ -60,38 +58,84 @@ def ordered_map(chunks: Iterable[Any], work: Work, jobs: int, digest_input: Call
 def _parallel_map(
     chunks: Iterator[Any], work: Work, jobs: int, digest_input: Callable[[Any], bool]
 ) -> Iterator[Result]:
-    sys.stderr.flush()
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(jobs, context, _start_worker, (work, os.getpid()))
-    waiting: deque[Future[Result]] = deque()
+    """The workers take turns, so the oldest chunk in flight is always the next worker's."""
+    workers = [_Worker(work) for _ in range(jobs)]
+    in_flight: deque[_Worker] = deque()
     try:
-        while True:
-            for chunk in islice(chunks, AHEAD * jobs - len(waiting)):
-                waiting.append(pool.submit(_process, chunk, digest_input(chunk)))
-            if not waiting:
-                break
-            yield waiting.popleft().result()
-        pool.shutdown()
-    except BrokenProcessPool:
-        raise IqcError("a worker process died", remedy="it was killed or ran out of memory: try fewer --jobs") from None
+        for worker, chunk in zip(cycle(workers), chunks):
+            if len(in_flight) == AHEAD * jobs:
+                yield in_flight.popleft().result()
+            worker.send(chunk, digest_input(chunk))
+            in_flight.append(worker)
+        while in_flight:
+            yield in_flight.popleft().result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children():
-            child.kill()
+        for worker in workers:
+            worker.kill()
 
 
-def _start_worker(work: Work, parent: int) -> None:
-    global _work  # noqa: PLW0603  (a worker has one work)
+class _Worker:
+    """A process with a pipe of its own, so that one that dies in the middle of a message is noticed at once.
+
+    (A pool whose workers share a pipe, as concurrent.futures has it, waits for the rest of that message forever.)
+    """
+
+    def __init__(self, work: Work):
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        sys.stderr.flush()
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, work, os.getpid()), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def send(self, chunk: Any, digest_input: bool) -> None:
+        try:
+            self.pipe.send((chunk, digest_input))
+        except OSError:
+            raise self._died() from None
+
+    def result(self) -> Result:
+        try:
+            found = self.pipe.recv()
+        except (EOFError, OSError):
+            raise self._died() from None
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _died(self) -> IqcError:
+        return IqcError("a worker process died", remedy="it was killed or ran out of memory: try fewer --jobs")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def _serve(pipe: Connection, work: Work, parent: int) -> None:
+    """A worker's life: results go home in the order of the chunks; a failure goes home in place of a result."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed parent leaves no worker behind
         if os.getppid() != parent:
             os._exit(1)
-    _work = work
+    tasks: SimpleQueue = SimpleQueue()
 
+    def receive() -> None:  # in a thread: the parent must not wait to send while this process waits to send
+        while True:
+            try:
+                tasks.put(pipe.recv())
+            except (EOFError, OSError):
+                os._exit(1)  # the parent is gone
 
-def _process(chunk: Any, digest_input: bool) -> Result:
-    global _transform  # noqa: PLW0603  (made once a process, here, where its errors travel home)
-    if _transform is None:
-        _transform = _work.factory()
-    return process(chunk, _work, _transform, digest_input)
+    threading.Thread(target=receive, daemon=True).start()
+    transform: Transform | None = None
+    while True:
+        chunk, digest_input = tasks.get()
+        found: Result | Exception
+        try:
+            transform = transform or work.factory()  # here, where its errors travel home
+            found = process(chunk, work, transform, digest_input)
+        except Exception as error:
+            found = error
+        pipe.send(found)
