@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from iqc.corpus.rules import CODE_SETS, WEB_SETS, Measured, decide, load_rules, measure
 from iqc.errors import BadRecord
-from iqc.streams.stage import Dropped, Record, Transform
+from iqc.streams.stage import Dropped, Record, Transform, metadata_of
+from iqc.syntax.languages import language_of_record, languages
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,8 @@ def clean(options: CleanOptions = CleanOptions()) -> Transform:
                 "record without a string `text`", remedy="clean reads documents: id, text, source, metadata"
             )
         text = normalise(text)
-        metadata = record.get("metadata") or {}
-        lang = _language(metadata, text)
+        metadata = metadata_of(record)
+        lang = language_of_record({"text": text, "metadata": metadata}) or ""
         rules = code_rules if lang else web_rules
         measured = Measured(text, lang)
         if options.measured:
@@ -72,19 +73,8 @@ def clean(options: CleanOptions = CleanOptions()) -> Transform:
     return transform
 
 
-def _language(metadata: Record, text: str) -> str:
-    """The record's language by its own word or its path; "" for none."""
-    from iqc.syntax.languages import language_of
-
-    if isinstance(metadata.get("lang"), str):
-        return metadata["lang"]
-    path = metadata.get("path")
-    return (language_of(path, text) or "") if isinstance(path, str) else ""
-
-
 def _syntax(text: str, lang: str) -> tuple[float, float] | None:
     """(share of error bytes, the most that is kept), or None for a language without a grammar."""
-    from iqc.syntax.languages import languages
     from iqc.syntax.parse import error_share
 
     row = languages().get(lang)

@@ -23,7 +23,7 @@ from types import TracebackType
 import numpy as np
 
 from iqc.dedup.minhash import Lsh, band_keys, jaccard, shingles
-from iqc.streams.stage import Dropped, Record
+from iqc.streams.stage import Dropped, Record, metadata_of
 
 THRESHOLD = 0.7
 LSH = Lsh()
@@ -59,7 +59,7 @@ def signature(text: str, lsh: Lsh | None = LSH) -> Signature:
 
 def dropped(record: Record, duplicate: Duplicate, threshold: float = THRESHOLD) -> Dropped:
     """The record as a removed one, with `metadata.duplicate_of`; rule "exact" or "near", value the similarity."""
-    record = {**record, "metadata": {**record.get("metadata", {}), "duplicate_of": duplicate.of}}
+    record = {**record, "metadata": {**metadata_of(record), "duplicate_of": duplicate.of}}
     return Dropped(record, duplicate.kind, duplicate.jaccard, 1.0 if duplicate.kind == "exact" else threshold)
 
 

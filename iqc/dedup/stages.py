@@ -5,7 +5,7 @@ from functools import partial
 
 from iqc.dedup.documents import Deduplicator, Signature, dropped, signature
 from iqc.dedup.minhash import Lsh
-from iqc.streams.stage import Dropped, Record, Transform, require
+from iqc.streams.stage import Dropped, Record, Transform, metadata_of, require
 
 
 def signatures(lsh: Lsh | None) -> Transform:
@@ -13,6 +13,7 @@ def signatures(lsh: Lsh | None) -> Transform:
 
     def transform(record: Record) -> Iterable[tuple[Record, Signature]]:
         require(record, "id")
+        metadata_of(record)  # a bad one is refused here, where --on-error acts
         yield record, signature(require(record, "text"), lsh)
 
     return transform

@@ -14,7 +14,7 @@ from random import Random
 from tree_sitter import Node, Tree
 
 from iqc.errors import BadRecord, UsageError
-from iqc.streams.stage import Dropped, Record, rng
+from iqc.streams.stage import Dropped, Record, metadata_of, rng
 from iqc.syntax.languages import SYNTAX_LEVELS, language_of_record, languages
 from iqc.syntax.parse import encode, nodes, parse
 
@@ -108,7 +108,7 @@ class FillInTheMiddle:
         for part, text in (("prefix", prefix), ("middle", middle), ("suffix", suffix)):
             clean[part], count = neutralise(text)
             changed += count
-        metadata = dict(record.get("metadata") or {})
+        metadata = dict(metadata_of(record))
         if changed:
             metadata["fim_neutralised"] = changed
         return record | {

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from iqc.fim import FillInTheMiddle
-from iqc.streams.stage import Dropped, Record, Transform, require
+from iqc.streams.stage import Dropped, Record, Transform, metadata_of, require
 
 
 def fim(
@@ -40,7 +40,7 @@ def stretches(record: Record, size: int) -> Iterator[Record]:
     start = number = 0
     while start < len(text):
         end = _end(text, start, size)
-        metadata = {**(record.get("metadata") or {}), "offset": start}
+        metadata = {**metadata_of(record), "offset": start}
         yield record | {"id": f"{record['id']}~{number}", "text": text[start:end], "metadata": metadata}
         start, number = end, number + 1
 

@@ -56,3 +56,8 @@ def require(record: Record, name: str, kind: type = str) -> Any:
             remedy="iqc help stream has the fields of each kind of record; --on-error skip passes over bad ones",
         )
     return value
+
+
+def metadata_of(record: Record) -> Record:
+    """The record's `metadata`, {} where it has none; BadRecord when it is another JSON type."""
+    return {} if record.get("metadata") is None else require(record, "metadata", dict)

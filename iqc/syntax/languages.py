@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import PurePosixPath
 
 from iqc.errors import IqcError
+from iqc.streams.stage import metadata_of
 
 SYNTAX_LEVELS = ("expression", "statement", "function")
 
@@ -101,7 +102,7 @@ def language_of(path: str, text: str | None = None) -> str | None:
 
 def language_of_record(record: dict) -> str | None:
     """What the record says in `metadata.lang`, in lower case, or else what `metadata.path` tells."""
-    metadata = record.get("metadata") or {}
+    metadata = metadata_of(record)
     said = metadata.get("lang")
     if isinstance(said, str) and said:
         return _ALIASES.get(said.lower(), said.lower())

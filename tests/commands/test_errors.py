@@ -15,9 +15,11 @@ CASES = """
 1 | crawl-clean {world}/tree --rules {bad}/missing | missing
 1 | crawl-clean {bad}/page.warc | page.warc
 1 | crawl-clean {bad}/cut.zst | cut.zst
+1 | crawl-clean {bad}/metadata | metadata:1: field "metadata"
 2 | crawl-clean {world}/tree --on-error perhaps | --on-error
 1 | dedup {bad}/missing | no such file
 1 | dedup {bad}/no-text | no-text:1: field "text"
+1 | dedup {bad}/metadata | metadata:1: field "metadata"
 2 | dedup {world}/documents.zst --threshold 3 | threshold
 1 | dedup {bad}/binary | binary
 1 | triplets {world}/tree | tree
@@ -28,6 +30,8 @@ CASES = """
 2 | triplets {world}/repository --window 80-40 | window
 2 | triplets {world}/repository {world}/repository --name x | --name
 1 | fim {bad}/no-text | no-text:1: a document needs
+1 | fim {bad}/metadata --rate 1 | metadata:1: field "metadata"
+1 | fim {bad}/metadata --stretch 5 | metadata:1: field "metadata"
 2 | fim {world}/unique.zst --levels chapter | chapter
 2 | fim {world}/unique.zst --levels line=x | line=x
 2 | fim {world}/unique.zst --levels line=-1 | not positive
@@ -109,6 +113,7 @@ def bad(world, tmp_path_factory):
     (place / "empty").write_text("")
     (place / "no-json").write_text("broken\n")
     (place / "no-text").write_text('{"id":"a"}\n')
+    (place / "metadata").write_text('{"id":"a","text":"one two three\\nfour five","metadata":"x"}\n')
     (place / "no-id").write_text('{"id":"a","prompt":"x"}\n{"prompt":"x"}\n')
     (place / "long-prompt").write_text('{"id":"a","prompt":"%s"}\n' % ("word " * 2000))
     (place / "binary").write_bytes(bytes(range(256)) * 4)

@@ -61,3 +61,15 @@ def test_refusals():
     with pytest.raises(IqcError, match="no set of rules"):
         clean(CleanOptions(code=("nope",)))
     assert pickle.loads(pickle.dumps(CleanOptions())) == CleanOptions()
+
+
+def test_a_language_in_another_collections_spelling_is_parsed_too():
+    broken = "def f(:\n    return\n" * 20
+    for lang in ("python", "Python"):
+        out = one(document(broken, lang=lang), code=())
+        assert isinstance(out, Dropped) and out.rule == "syntax"
+
+
+def test_metadata_that_is_no_object():
+    with pytest.raises(BadRecord, match="metadata"):
+        one({"id": "1", "text": CODE, "metadata": "x"})

@@ -138,6 +138,11 @@ def test_dropped_names_the_partner():
     assert near.record["metadata"] == {"path": "p", "duplicate_of": "a"} and "duplicate_of" not in record["metadata"]
 
 
+def test_dropped_without_metadata():
+    for record in ({"id": "b"}, {"id": "b", "metadata": None}):
+        assert dropped(record, Duplicate("a", "exact", 1.0)).record["metadata"] == {"duplicate_of": "a"}
+
+
 def test_threshold_must_be_a_similarity():
     with pytest.raises(ValueError, match="threshold"):
         Deduplicator(0)
