@@ -8,6 +8,7 @@ instead, and hands it the settings. Every option has four sources, the first tha
 import functools
 import inspect
 import json
+import math
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -112,7 +113,6 @@ STAGE_OPTIONS: dict[str, tuple[Any, Any]] = {  # name: (annotation, default)
         None,
     ),
 }
-STREAM_OPTIONS = ("inputs", "output", "plain", "summary", "quiet")
 CONFIG_OPTIONS: dict[str, tuple[Any, Any]] = {"config": (Config, None), "print_config": (PrintConfig, False)}
 
 
@@ -156,6 +156,9 @@ def _with_options(
         if print_config:
             _print_config(ctx)
             return
+        for name, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"--{name.replace('_', '-')} {value}", remedy="give a finite number")
         try:
             if not takes_settings:
                 function(**values)

@@ -65,7 +65,8 @@ class FillInTheMiddle:
             raise UsageError(f"no layout named {self.layout!r}", remedy=f"use one of {', '.join(LAYOUTS)}")
         if unknown := sorted(set(self.weights) - set(LEVELS)):
             raise UsageError(f"no level named {unknown[0]!r}", remedy=f"use {', '.join(LEVELS)}")
-        if min(self.weights.values(), default=0) < 0 or sum(self.weights.values()) <= 0:
+        weights = self.weights.values()
+        if not all(0 <= weight < float("inf") for weight in weights) or sum(weights) <= 0:
             raise UsageError("the weights of the levels are not positive", remedy="give one level a weight above 0")
         if self.samples < 1:
             raise UsageError(f"{self.samples} samples a document", remedy="ask for at least 1")

@@ -58,7 +58,7 @@ class Options:
         if not 0 <= self.window[0] < self.window[1] <= 1:
             raise UsageError(f"the window of percentiles is {self.window}", remedy="give two rising shares from 0 to 1")
         if self.horizon < 1 or self.density <= 0:
-            raise IqcError(
+            raise UsageError(
                 f"horizon {self.horizon}, density {self.density}",
                 remedy="give a horizon of 1 or more, a density above 0",
             )

@@ -21,12 +21,15 @@ CASES = """
 1 | dedup {bad}/no-text | no-text:1: field "text"
 1 | dedup {bad}/metadata | metadata:1: field "metadata"
 2 | dedup {world}/documents.zst --threshold 3 | threshold
+2 | dedup {world}/documents.zst --threshold nan | --threshold nan
 1 | dedup {bad}/binary | binary
 1 | triplets {world}/tree | tree
 1 | triplets {bad}/missing | missing
 1 | triplets {bad}/unborn | unborn
 2 | triplets | no repository
 2 | triplets {world}/repository --window 10 | --window 10
+2 | triplets {world}/repository --density 0 | density 0
+2 | triplets {world}/repository --density nan | --density nan
 2 | triplets {world}/repository --window 80-40 | window
 2 | triplets {world}/repository {world}/repository --name x | --name
 1 | fim {bad}/no-text | no-text:1: a document needs
@@ -35,6 +38,8 @@ CASES = """
 2 | fim {world}/unique.zst --levels chapter | chapter
 2 | fim {world}/unique.zst --levels line=x | line=x
 2 | fim {world}/unique.zst --levels line=-1 | not positive
+2 | fim {world}/unique.zst --levels line=nan | not positive
+2 | fim {world}/unique.zst --levels line=inf | not positive
 2 | fim {world}/unique.zst --layout pms | layout
 2 | tasks -n 100000000 | has
 2 | tasks --templates nonsense | nonsense
