@@ -33,10 +33,9 @@ def list_benchmarks() -> None:
 @stage_options("output", "plain", "summary", "quiet", output=OutputFile)
 def prompts(settings: "Settings", name: Name, data: Data) -> None:
     """Write the prompts of a benchmark, for `iqc generate` or any other model."""
-    from iqc.evals.run import prompts as made
-    from iqc.streams.runner import write_records
+    from iqc.evals.run import write_prompts
 
-    write_records("eval-prompts", {"benchmark": name}, settings, made(name, data), list)
+    write_prompts(name, data, settings)
 
 
 @app.command()
@@ -50,12 +49,13 @@ def score(
     summary: Summary = None,
 ) -> None:
     """Score completions: run programs in the sandbox against their tests, compare texts."""
+    from iqc.evals.run import load_tasks, write_figures
     from iqc.evals.run import score as scored
-    from iqc.evals.run import write_figures
     from iqc.streams.runner import StreamInput, read_records
 
     completions = list(read_records(StreamInput(inputs or [])))
-    write_figures(scored(name, data, completions, numbers(ks), unsafe_exec)[1], summary)
+    tasks, _ = load_tasks(name, data)
+    write_figures(scored(name, tasks, completions, numbers(ks), unsafe_exec)[1], summary)
 
 
 @app.command()

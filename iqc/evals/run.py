@@ -15,7 +15,7 @@ from iqc.model.decoder import Decoder
 from iqc.sandbox import Sandbox
 from iqc.streams.lineage import Input
 from iqc.streams.runner import Settings, StreamInput, read_records, run_stage, write_records
-from iqc.streams.stage import Record
+from iqc.streams.stage import Record, require
 from iqc.streams.writer import write_file
 from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tokenizer import load as load_tokenizer
@@ -61,17 +61,25 @@ def generate_records(settings: Settings, model: str, sampling: Sampling) -> None
     )
 
 
-def load_tasks(name: str, data: str) -> dict[str, Record]:
-    """The tasks of a benchmark from a file in its own format, plain, gzip or zstd, by id."""
+def load_tasks(name: str, data: str) -> tuple[dict[str, Record], list[Input]]:
+    """The tasks of a benchmark from a file in its own format, plain, gzip or zstd, by id; what lineage says of it."""
     if not Path(data).exists():
         raise IqcError("no such file", where=data, remedy=f"give the data of {name} in its own format with --data")
-    return {task["id"]: task for task in benchmark(name).load(read_records(StreamInput([data])))}
+    source = StreamInput([data])
+    tasks = {require(task, "id"): task for task in benchmark(name).load(read_records(source))}
+    return tasks, source.results()
 
 
-def prompts(name: str, data: str) -> Iterator[Record]:
-    """The benchmark's prompts as prompt records."""
+def write_prompts(name: str, data: str, settings: Settings) -> None:
+    """`iqc eval prompts`: the benchmark's prompts as prompt records."""
+    tasks, inputs = load_tasks(name, data)
+    write_records("eval-prompts", {"benchmark": name}, settings, prompts(name, tasks), lambda: inputs)
+
+
+def prompts(name: str, tasks: dict[str, Record]) -> Iterator[Record]:
+    """The prompt records of tasks."""
     module = benchmark(name)
-    for task in load_tasks(name, data).values():
+    for task in tasks.values():
         if name == "fim":  # the pieces, so that control tokens stay apart from what the source says
             yield {"id": task["id"], "prefix": task["prefix"], "suffix": task["suffix"]}
             continue
@@ -79,7 +87,9 @@ def prompts(name: str, data: str) -> Iterator[Record]:
         yield {"id": task["id"]} | ({"prompt": asked} if isinstance(asked, str) else {"messages": asked})
 
 
-def score(name: str, data: str, completions: list[Record], ks: list[int], unsafe: bool) -> tuple[list[Record], dict]:
+def score(
+    name: str, tasks: dict[str, Record], completions: list[Record], ks: list[int], unsafe: bool
+) -> tuple[list[Record], dict]:
     """Completions with their scores, and the figures."""
     if min(ks) < 1:
         raise UsageError(f"pass@{min(ks)}", remedy="-k takes numbers from 1, such as 1,10")
@@ -87,7 +97,6 @@ def score(name: str, data: str, completions: list[Record], ks: list[int], unsafe
         for field in ("task_id", "text"):
             if not isinstance(completion.get(field), str):
                 raise BadRecord(f'no "{field}"', where=f"completion {number}", remedy="give what `iqc generate` writes")
-    tasks = load_tasks(name, data)
     if name == "fim":
         scored = list(score_completions(name, tasks, completions, None))
     else:
@@ -102,12 +111,13 @@ def run_benchmark(
     """`iqc eval run`: prompts, completions and scores at once; the scored completions go to the output."""
     decoder, tokenizer, made_by = open_model(model)
     encoded = prompt_stage(tokenizer, decoder.config.max_position_embeddings - sampling.max_new_tokens)
-    pairs = (pair for record in prompts(name, data) for pair in encoded(record))
+    tasks, inputs = load_tasks(name, data)
+    pairs = (pair for record in prompts(name, tasks) for pair in encoded(record))
     completions = list(complete(decoder, tokenizer, sampling, pairs))
-    scored, figures = score(name, data, completions, ks, unsafe)
+    scored, figures = score(name, tasks, completions, ks, unsafe)
     if settings.output:
         options = {"benchmark": name} | sampled_by(sampling)
-        write_records("eval", options, settings, scored, lambda: [made_by], seed=sampling.seed)
+        write_records("eval", options, settings, scored, lambda: [*inputs, made_by], seed=sampling.seed)
     return figures
 
 

@@ -1,7 +1,7 @@
 """A model directory that Transformers loads: dense as the Llama it is, looped with its Python files beside it.
 
 The looped model's files are this package's own modules, copied with their imports made relative: the mathematics has
-one source. Weights keep names and bytes. vLLM reads both forms natively.
+one source. Weights keep names and bytes, and the lineage goes with them. vLLM reads both forms natively.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 from iqc.errors import IqcError
 from iqc.model.checkpoint import CONFIG, load_config, publish
 
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+COPIED = ("tokenizer.json", "tokenizer_config.json", "lineage.json")
 CONFIGURATION, MODELING = "configuration_iquestloopcoder", "modeling_iquestloopcoder"
 # The modules of ours that make up the looped model; beside the weights each keeps its own name.
 SOURCES = (
@@ -28,8 +28,8 @@ SOURCES = (
 
 
 def export(model_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -> None:
-    """Write `out_dir` from a model directory: config, weights and tokenizer files, generation_config.json with the
-    end-of-text ids, and for a looped model the Python files (use trust_remote_code=True).
+    """Write `out_dir` from a model directory: config, weights, tokenizer files and lineage, generation_config.json with
+    the end-of-text ids, and for a looped model the Python files (use trust_remote_code=True).
 
     Raises IqcError when `out_dir` exists or `model_dir` is not a model directory.
     """
@@ -48,7 +48,7 @@ def export(model_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -
     building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         for file in sorted(source.iterdir()):
-            if file.name in TOKENIZER or file.name.startswith("model"):
+            if file.name in COPIED or file.name.startswith("model"):
                 shutil.copyfile(file, building / file.name)
         if config.loop_num > 1:
             record["auto_map"] = {

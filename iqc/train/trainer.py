@@ -255,7 +255,8 @@ def parent_input(start: Path) -> Input:
 
 def lineage(asked: dict, inputs: list[Input], parent: Input | None, step: int, loss: float | None, digest: str) -> dict:
     """The lineage of a checkpoint: its data, and the checkpoint that it started from."""
-    options = {key: asked[key] for key in ("stage", "steps", "batch_rows", "context", "rate")}
+    decisive = ("stage", "model", "steps", "batch_rows", "micro_rows", "context", "optimizer", "rate")
+    options = {key: asked[key] for key in decisive if asked[key] is not None}
     sources = [*inputs, *([parent] if parent else [])]
     output = {"digest": digest, "updates": step, "loss": loss}
     return lineage_of(Stage("train", __version__, options, asked["seed"]), sources, {"updates": step}, output)

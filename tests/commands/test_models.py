@@ -32,7 +32,7 @@ def test_pack(world, read):
     rows = [decode_sequence(record) for record in read(world / "chat-sequences.zst")]
     learnt = [loaded.decode(row.tokens[row.loss > 0].tolist()) for row in rows]
     assert any(answer in text for text in learnt)
-    question = chat["messages"][0]["content"]
+    question = chat["messages"][-2]["content"]
     assert not any(question in text for text in learnt)
 
 
@@ -42,8 +42,8 @@ def test_tasks(world, read, server, tmp_path):
     server.make("tasks", "-n", 10, "--skip", 20, "-o", tmp_path / "part")
     assert read(tmp_path / "part") == tasks[20:30]
     assert server.make("tasks", "-n", 60).stdout == (world / "tasks.zst").read_bytes()
-    held_out = {task["messages"][0]["content"] for task in read(world / "held-out.zst")}
-    assert held_out.isdisjoint(task["messages"][0]["content"] for task in tasks)
+    held_out = {task["messages"][-1]["content"] for task in read(world / "held-out.zst")}
+    assert held_out.isdisjoint(task["messages"][-1]["content"] for task in tasks)
 
 
 def test_train_and_its_lineage(world, server, tmp_path):
@@ -58,6 +58,9 @@ def test_train_and_its_lineage(world, server, tmp_path):
     shown = server.make("lineage", tmp_path / "anneal/step-00000002", "--json").stdout
     commands = sorted(node["command"] for node in json.loads(shown)["stages"].values())
     assert commands == ["crawl-clean", "dedup", "fim", "head", "pack", "pack", "tasks", "train", "train"]
+    asked = [node["options"] for node in json.loads(shown)["stages"].values() if node["command"] == "train"]
+    assert {options.get("model") for options in asked} == {"tiny", None}
+    assert all(options["optimizer"] == "adamw" for options in asked)
 
 
 def test_generate(world, server, read, tmp_path):
@@ -73,7 +76,7 @@ def test_generate(world, server, read, tmp_path):
     server.make(*command, "-n", 3, "--seed", 1, "-o", tmp_path / "other")
     assert [r["text"] for r in read(tmp_path / "other")] != [r["text"] for r in made]
     lineage = json.loads(server.make("lineage", tmp_path / "three", "--json").stdout)
-    assert {"train", "eval-prompts"} <= {node["command"] for node in lineage["stages"].values()}
+    assert {"train", "eval-prompts", "tasks"} <= {node["command"] for node in lineage["stages"].values()}
 
 
 def test_bad_prompts_are_skipped_or_kept_apart(world, server, read, tmp_path):
@@ -113,6 +116,9 @@ def test_eval(world, server, read, tmp_path, isolation):
     made = read(tmp_path / "scored")
     assert [record["text"] for record in made] == [record["text"] for record in read(tmp_path / "completions")]
     assert all("score" in record for record in made)
+    lineage = json.loads(server.make("lineage", tmp_path / "scored", "--json").stdout)
+    inputs = lineage["stages"][lineage["stage"]]["inputs"]
+    assert [lineage["stages"][item["stage"]]["command"] for item in inputs] == ["tasks", "train"]
 
 
 def test_rl(world, server, tmp_path, isolation):
@@ -137,3 +143,5 @@ def test_export(world, server, tmp_path, read, run):
         server.make("generate", world / "prompts.zst", "--model", model, "--max-new-tokens", 8, "-o", tmp_path / "out")
         texts.append([record["text"] for record in read(tmp_path / "out")])
     assert texts[0] == texts[1] and len(texts[0]) == 6
+    origins = [server.make("lineage", place).stdout for place in (world / run, tmp_path / "model")]
+    assert origins[0] == origins[1]
