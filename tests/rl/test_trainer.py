@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 def test_tasks_that_could_be_forged_are_refused():
     tasks = list(generate_tasks(3, 0))
     check_tasks(tasks, False)
-    suite = tasks[0] | {"tests": "import os\nassert f(os.sep) == 1\nfor i in range(3): assert f(i)"}
+    suite = tasks[0] | {"id": "suite", "tests": "import os\nassert f(os.sep) == 1\nfor i in range(3): assert f(i)"}
     with pytest.raises(IqcError, match="run in the process") as caught:
         check_tasks([*tasks, suite], False)
     assert "--allow-same-process" in caught.value.remedy
@@ -40,6 +40,13 @@ def test_tasks_that_could_be_forged_are_refused():
 def test_bad_tasks_are_refused_by_name(change, match):
     with pytest.raises(BadRecord, match=match):
         check_tasks([next(generate_tasks(1, 0)) | change], True)
+
+
+def test_an_id_names_one_task():
+    task, other = generate_tasks(2, 0)
+    check_tasks([task, other, task], False)
+    with pytest.raises(BadRecord, match="two different tasks"):
+        check_tasks([task, other | {"id": task["id"]}], False)
 
 
 def test_no_tasks():
@@ -85,7 +92,7 @@ def tok():
 def test_rewards_rise(tok):
     """A task that sampling can solve: the more of the letter e, the better."""
     model = Decoder(ModelConfig(320, 32, 64, 2, 4, 2, 64, loop_num=2, loop_window_size=16), seed=0)
-    optimizer = make_optimizer(model, 1e-2)
+    optimizer = make_optimizer(model, 1e-2, "adamw")
     settings = RlSettings("", tasks=2, group=8, minibatches=2)
     tasks = [{"id": str(n), "prompt": text} for n, text in enumerate(["def f(", "return x"])]
     wanted = Judge(lambda text: min(1.0, text.count("e") / 4))
@@ -106,7 +113,7 @@ def test_no_difference_no_step(tok):
     model = Decoder(ModelConfig(320, 32, 64, 2, 4, 2, 64), seed=0)
     before = [parameter.clone() for parameter in model.parameters()]
     rollouts = roll_out(model, tok, [{"id": "a", "prompt": "x"}], 4, 4, 1.0, 0)
-    metrics = update(model, make_optimizer(model, 1e-2), rollouts, RlSettings(""), 0)
+    metrics = update(model, make_optimizer(model, 1e-2, "adamw"), rollouts, RlSettings(""), 0)
     assert metrics == {"useful": 0.0, "clip_fraction": 0.0, "mismatch": 0.0, "grad_norm": 0.0}
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
 

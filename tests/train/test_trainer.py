@@ -36,8 +36,8 @@ def fresh():
 def test_micro_batches_give_the_same_update(rows):
     whole, parts = fresh(), fresh()
     data = batch()
-    first = update(whole, make_optimizer(whole, 1e-2), data, 1e-2)
-    second = update(parts, make_optimizer(parts, 1e-2), data, 1e-2, micro_rows=rows)
+    first = update(whole, make_optimizer(whole, 1e-2, "adamw"), data, 1e-2)
+    second = update(parts, make_optimizer(parts, 1e-2, "adamw"), data, 1e-2, micro_rows=rows)
     assert first == pytest.approx(second, rel=1e-12)
     for (name, a), b in zip(whole.named_parameters(), parts.parameters()):
         # Adam divides by the root of the squared gradient, which is near 0 for some: compare what it divides too
@@ -51,7 +51,7 @@ def test_the_loss_is_the_sum_over_the_count_of_the_whole_update():
         lengths = [[int(n) for n in row] for row in data.lengths]
         logprobs = model.token_logprobs(torch.from_numpy(data.tokens), lengths).numpy()
     expected = -(logprobs * data.weights).sum() / data.weights.sum()
-    found = update(model, make_optimizer(model, 1e-3), data, 1e-3, micro_rows=2)
+    found = update(model, make_optimizer(model, 1e-3, "adamw"), data, 1e-3, micro_rows=2)
     assert found["loss"] == pytest.approx(expected, rel=1e-6) and found["tokens"] == data.weights.sum()
 
 
@@ -59,7 +59,7 @@ def test_gradients_are_clipped_and_the_norm_before_it_is_told():
     model = fresh()
     with torch.no_grad():
         model.lm_head.weight.mul_(1000)
-    norm = update(model, make_optimizer(model, 1e-3), batch(), 1e-3)["grad_norm"]
+    norm = update(model, make_optimizer(model, 1e-3, "adamw"), batch(), 1e-3)["grad_norm"]
     clipped = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters()))
     assert norm > CLIP and clipped == pytest.approx(CLIP, rel=1e-4)
 
@@ -68,16 +68,18 @@ def test_an_update_that_cannot_be_is_said():
     model, empty = fresh(), batch()
     empty.weights[:] = 0
     with pytest.raises(IqcError, match="without a token to learn"):
-        update(model, make_optimizer(model, 1e-3), empty, 1e-3)
+        update(model, make_optimizer(model, 1e-3, "adamw"), empty, 1e-3)
     with torch.no_grad():
         model.lm_head.weight[0, 0] = math.nan
     with pytest.raises(IqcError, match="loss nan"):
-        update(model, make_optimizer(model, 1e-3), batch(), 1e-3)
+        update(model, make_optimizer(model, 1e-3, "adamw"), batch(), 1e-3)
 
 
 def test_weight_decay_is_on_matrices_alone():
     model = fresh()
-    decayed, rest = (group["params"] for group in make_optimizer(model, 1e-3).param_groups)
+    groups = make_optimizer(model, 1e-3, "adamw").param_groups
+    decayed = [p for group in groups if group["weight_decay"] for p in group["params"]]
+    rest = [p for group in groups if not group["weight_decay"] for p in group["params"]]
     names = {id(p): name for name, p in model.named_parameters()}
     assert all(p.ndim == 2 for p in decayed) and len(decayed) + len(rest) == len(names)
     kept = {names[id(p)] for p in rest}
