@@ -5,7 +5,7 @@
     DIR/metrics.jsonl          a training run, with lineage.json in its checkpoints
     sample*.jsonl.zst          completions to show
 
-Files are taken in the order of their names.
+Files are taken in the order of their names, runs in the order in which they were last written.
 """
 
 import html
@@ -85,7 +85,7 @@ def funnel(found: Findings) -> list[tuple[str, ...]]:
 
 
 def figures(found: Findings) -> list[tuple[str, ...]]:
-    """Rows (evaluation, measure, mean, interval)."""
+    """Rows (evaluation, measure, mean, interval, tasks)."""
     rows: list[tuple[str, ...]] = []
     for name, data in found.evals:
         for measure, value in data.items():
@@ -204,11 +204,10 @@ svg .axis { stroke: #8c959f; fill: none } svg .title { font-weight: 600 }
 def page(found: Findings, title: str) -> str:
     """The report as one HTML file that needs nothing else."""
     tables = {name: table_html(columns, rows(found)) for name, columns, rows in TABLES}
-    measures = [("loss", "valid_loss"), ("pass_rate", "reward")]
     curves = "".join(
         curve(run, measure, COLOURS[number % len(COLOURS)])
         for number, run in enumerate(found.runs)
-        for measure in (measures[0][:1] if "loss" in run.metrics[0] else measures[1])
+        for measure in (("loss",) if "loss" in run.metrics[0] else ("pass_rate", "reward"))
     )
     samples = "".join(
         f"<h3>{html.escape(str(sample['task_id']))}</h3><pre>{html.escape(sample['text'])}</pre>"

@@ -63,8 +63,10 @@ def check_tasks(tasks: Sequence[Record], allow_same_process: bool) -> None:
     """Refuse tasks whose tests run beside the code that they judge: such code can forge its verdict."""
     if not tasks:
         raise IqcError("no tasks", remedy="iqc tasks makes some")
+    known: dict[str, Record] = {}
     for task in tasks:
-        require(task, "id")
+        if known.setdefault(require(task, "id"), task) != task:
+            raise BadRecord(f"two different tasks have the id {task['id']}", remedy="give every task an id of its own")
         if task.get("language", "python") != "python":
             raise BadRecord(f"task {task['id']}: no runner for {task['language']!r}", remedy="only python is run")
         if calls_of(task) is None and not allow_same_process:

@@ -37,11 +37,6 @@ class Chunk:
     compressed: int = 0
     records: int | None = None  # where the file's index tells
 
-    @property
-    def in_file(self) -> bool:
-        """Whether another process, here or on another machine, can read it for itself."""
-        return self.text is None and self.frame is None
-
     def count_lines(self) -> int:
         return len(self.lines()) if self.records is None else self.records
 
@@ -219,8 +214,8 @@ def whole_frames(pieces: Iterable[Piece], name: str) -> Iterator[bytes]:
 
 def is_regular(name: str) -> bool:
     try:
-        return stat.S_ISREG(os.stat(sys.stdin.fileno() if name == "-" else name).st_mode)
-    except (OSError, ValueError):
+        return stat.S_ISREG(os.stat(name).st_mode)
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return False
 
 

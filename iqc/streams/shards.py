@@ -22,8 +22,6 @@ from iqc.streams.runner import Counts, Job, Reduce, StageInput, StreamInput, run
 from iqc.streams.worker import Items
 from iqc.streams.writer import AtomicFile
 
-MakeShard = Callable[[Job, StageInput, int, Iterable[Any], dict, Counter], dict]
-
 
 def run_sharded(job: Job, source: StageInput, reduce: Reduce | None = None) -> Counts:
     """Run a map stage into a directory of shards."""

@@ -57,7 +57,6 @@ class Result:
     lines: int = 0
     read: int = 0
     size: int = 0  # bytes of input text
-    kept: int = 0
     input_digests: bytes = b""
     output: list[tuple[Frame | bytes, int, bytes]] = field(default_factory=list)  # frame or text, records, digests
     values: list = field(default_factory=list)
@@ -145,7 +144,6 @@ def process(chunk: Chunk | Items, work: Work, transform: Transform, digest_input
             )
             if work.stop_at_error:
                 break
-    result.kept = len(out_lines)
     result.input_digests = b"".join(in_digests)
     for text, records in lines_to_text(out_lines):
         start = sum(part[1] for part in result.output)

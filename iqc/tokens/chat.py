@@ -130,7 +130,10 @@ def _assistant(message: Record, index: int, weight: float) -> list[Segment]:
         out = [control(opening, weight), text(inside, weight), control(closing, weight), text(rest, weight)]
     else:
         out = [text(content, weight)]
-    for number, call in enumerate(message.get("tool_calls") or []):
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise BadRecord(f"messages[{index}].tool_calls is not a list", remedy="use OpenAI chat form")
+    for number, call in enumerate(calls):
         try:
             name, arguments = call["function"]["name"], call["function"]["arguments"]
         except (KeyError, TypeError):

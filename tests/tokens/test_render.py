@@ -227,6 +227,7 @@ def test_kinds():
         ({"id": "x", "messages": [{"role": "robot", "content": ""}]}, "robot"),
         ({"id": "x", "messages": [{"role": "user", "content": [{"type": "text"}]}]}, "not text"),
         ({"id": "x", "messages": [{"role": "assistant", "tool_calls": [{"name": "f"}]}]}, "tool_calls"),
+        ({"id": "x", "messages": [{"role": "assistant", "tool_calls": 1}]}, "tool_calls is not a list"),
         ({"id": "x", "messages": [{"role": "assistant", "content": "", "loss": "yes"}]}, "loss"),
         ({"id": "x", "messages": [{"role": "user", "content": ""}], "tools": "[]"}, "tools"),
         (FIM | {"layout": "mps"}, "mps"),
