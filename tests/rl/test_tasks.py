@@ -34,8 +34,8 @@ def test_the_splits_are_apart_and_both_have_every_template():
         for tasks in (train, test)
     ]
     assert keys[0].isdisjoint(keys[1])
-    assert {task["messages"][0]["content"] for task in train}.isdisjoint(
-        task["messages"][0]["content"] for task in test
+    assert {task["messages"][1]["content"] for task in train}.isdisjoint(
+        task["messages"][1]["content"] for task in test
     )
     for tasks, split in ((train, "train"), (test, "test")):
         assert {task["metadata"]["template"] for task in tasks} == set(BY_NAME)
@@ -89,7 +89,11 @@ def test_references_pass_and_mutants_fail_in_the_sandbox(sandbox):
 def test_chat_record_teaches_the_reference_alone():
     [task] = generate_tasks(1, 0)
     chat = as_chat(task)
-    assert [(m["role"], m["loss"]) for m in chat["messages"]] == [("user", False), ("assistant", True)]
-    assert chat["messages"][1]["content"] == task["references"][0]
+    assert [(m["role"], m["loss"]) for m in chat["messages"]] == [
+        ("system", False),
+        ("user", False),
+        ("assistant", True),
+    ]
+    assert chat["messages"][-1]["content"] == task["references"][0]
     assert (chat["id"], chat["metadata"]) == (task["id"], task["metadata"])
     assert split_of(BY_NAME[task["metadata"]["template"]], task["metadata"]["parameters"]) == "train"

@@ -197,7 +197,7 @@ def test_items_with_side_streams(cluster, tmp_path):
     for address in (None, cluster.address):
         place = tmp_path / ("ray" if address else "local")
         side = {"explain": f"{place}/explain/", "on_error": f"quarantine={place}/bad/"}
-        source = ItemInput(iter(range(100)), "numbers", batch=20, listing="0 to 99")
+        source = ItemInput(iter(range(100)), "numbers", batch=20, listing=lambda: "0 to 99")
         settings = Settings([], f"{place}/out/", ray=address, shard_mib=16, quiet=True, **side)
         counts = run_stage("count", {}, settings, factory, source)
         made.append([contents(place / name) for name in ("out", "explain", "bad")])
@@ -246,7 +246,7 @@ def test_waits_for_a_writer_given_up_for_lost(records, local, tmp_path, monkeypa
     job = Job(Stage("head", __version__, {"count": "all"}), settings, Work(identity_factory))
     made_by = job.stage.node() | {"input": source.identity(), "shard_mib": 8}
     lines = Counter()
-    shard_module.skip(iter(chunks[:1]), lines)
+    shard_module.skip(source, iter(chunks[:1]), lines)
     shard = cluster_module.departing(source, 1, chunks[1:2], lines)
     common = (job, made_by, cluster_module.Storage(str(tmp_path), [], "token"))
 
