@@ -128,7 +128,7 @@ def train(
     parent = parent_input(start)
     for task in tasks:  # a prompt that does not fit is found before the first update
         prompt_ids(task, tokenizer, model.config.max_position_embeddings - settings.max_new_tokens)
-    rate = settings.rate or RATE * peak_rate(model.config.hidden_size, "adamw")
+    rate = settings.rate or RATE * peak_rate(model.config.hidden_size)
     asked = asdict(settings) | {
         "stage": "rl",
         "start": parent.digest,

@@ -39,7 +39,7 @@ def stage(name: str) -> TrainingStage:
     return table[name]
 
 
-def peak_rate(hidden_size: int, optimizer: str) -> float:
+def peak_rate(hidden_size: int, optimizer: str = "adamw") -> float:
     """The default peak learning rate for a width. UsageError for an optimiser that does not exist."""
     if optimizer not in PEAK_RATES:
         raise UsageError(f"no optimizer {optimizer!r}", remedy=f"one of {', '.join(PEAK_RATES)}")
