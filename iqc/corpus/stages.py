@@ -84,8 +84,9 @@ def listing(names: list[str]) -> Callable[[], str]:
         whole = hashlib.sha256()
         for item in Items(names, None):
             path = os.path.join(item.root, item.path) if isinstance(item, TreeFile) else item.path
+            name = f"{item.repo}/{item.path}" if isinstance(item, TreeFile) else os.path.basename(item.path)
             with open(path, "rb") as file:
-                whole.update(os.fsencode(getattr(item, "path", "")) + hashlib.file_digest(file, "sha256").digest())
+                whole.update(os.fsencode(name) + hashlib.file_digest(file, "sha256").digest())
         return "sha256:" + whole.hexdigest()
 
     return digest

@@ -1,7 +1,7 @@
 """A model directory that Transformers loads: dense as the Llama it is, looped with its Python files beside it.
 
 The looped model's files are this package's own modules, copied with their imports made relative: the mathematics has
-one source. Weights keep names and bytes, and the lineage goes with them. vLLM reads both forms natively.
+one source. Weights keep names and bytes, and the lineage goes with them. vLLM has an implementation of both.
 """
 
 import json

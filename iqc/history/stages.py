@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 
 from iqc.errors import BadRecord, IqcError
 from iqc.history.git import Repository
@@ -17,19 +18,25 @@ def head(path: str) -> str:
         return repository.first_parents()[-1]
 
 
+def name_of(path: str) -> str:
+    """What a repository is called when nothing else is said: its directory's name, which its records carry."""
+    return Path(path).resolve().name.removesuffix(".git")
+
+
 def open_repositories(paths: list[str]) -> ItemInput:
-    """Repositories as the items of a source stage; a resume compares their heads."""
+    """Repositories as the items of a source stage; a resume compares their names and heads."""
 
     def listing() -> str:
-        return "sha256:" + hashlib.sha256("\n".join(head(path) for path in paths).encode()).hexdigest()
+        heads = "\n".join(f"{name_of(path)} {head(path)}" for path in paths)
+        return "sha256:" + hashlib.sha256(heads.encode()).hexdigest()
 
-    return ItemInput(paths, "git history", listing=listing)
+    return ItemInput(paths, f"git history of {', '.join(map(name_of, paths))}", listing=listing)
 
 
 def mine(options: Options, path: str) -> Iterator[Record | Dropped | Raw]:
     """The triplets of one repository; what is wrong with it is a bad record."""
     try:
-        yield Raw(hashlib.sha256(head(path).encode()).digest(), 0)
+        yield Raw(hashlib.sha256(f"{name_of(path)} {head(path)}".encode()).digest(), 0)
         yield from triplets(path, options)
     except IqcError as error:
         raise BadRecord(error.what, where=error.where or path, remedy=error.remedy) from None

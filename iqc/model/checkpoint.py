@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -116,6 +116,9 @@ def _tensors(directory: Path) -> Iterable[tuple[str, Tensor]]:
     for name in names:
         if not (directory / name).exists():
             raise IqcError(f"no {name}", where=str(directory), remedy="the directory is incomplete: copy it again")
-        with safe_open(directory / name, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a mapping
-                yield key, file.get_tensor(key)
+        try:
+            with safe_open(directory / name, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 - not a mapping
+                    yield key, file.get_tensor(key)
+        except SafetensorError as error:
+            raise IqcError(f"damaged: {error}", where=str(directory / name), remedy="copy or make it again") from None

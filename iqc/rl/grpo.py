@@ -7,6 +7,7 @@ is the clipped surrogate with a higher upper bound (clip-higher) and one weight 
 Yu et al. 2025). The reward is the share of tests passed (LoopCoder: the pass rate on a task's tests).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,17 +48,22 @@ def roll_out(
     temperature: float,
     seed: int,
 ) -> list[Rollout]:
-    """`group` answers of each task, groups in order."""
+    """`group` answers of each task, groups in order. A task that comes twice is answered anew."""
     model.eval()
     repeated = [task for task in tasks for _ in range(group)]
     prompts = [encode(prompt_segments(task), tokenizer) for task in tasks for _ in range(group)]
+    answered: Counter[str] = Counter()
+    seeds = []
+    for task in repeated:
+        seeds.append(sample_seed(seed, task["id"], answered[task["id"]]))
+        answered[task["id"]] += 1
     done = generate(
         model,
         prompts,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         stop=(tokenizer.control[EOS], tokenizer.control[PAD]),
-        seeds=[sample_seed(seed, task["id"], number % group) for number, task in enumerate(repeated)],
+        seeds=seeds,
     )
     model.train()
     return [

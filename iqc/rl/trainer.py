@@ -194,13 +194,14 @@ def lineage(asked: dict, inputs: list[Input], parent: Input, step: int, reward: 
 def run_rl(settings: RlSettings, names: list[str], directory: str, summary: str | None, quiet: bool) -> None:
     """`iqc rl`: read the tasks, train, report."""
     started = time.monotonic()
+    shared = Settings(inputs=names, summary=summary, quiet=quiet)
     start = find_checkpoint(settings.start)
     source = StreamInput(names)
     tasks = list(read_records(source))
     check_tasks(tasks, settings.allow_same_process)
     done = train(settings, tasks, source.results(), start, load_tokenizer(start), directory, quiet)
     counts = Counts(read=len(tasks), kept=len(tasks), extra=done)
-    report("rl", Settings(summary=summary, quiet=quiet), counts, time.monotonic() - started)
+    report("rl", shared, counts, time.monotonic() - started)
 
 
 def say(quiet: bool, text: str) -> None:

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from iqc.cores import usable_cores
 from iqc.errors import IqcError
 from iqc.sandbox import seccomp
 from iqc.sandbox.values import decode, encode
@@ -250,7 +251,7 @@ class Sandbox:
     """
 
     def __init__(self, workers: int | None = None, *, limits: Limits | None = None, unsafe: bool = False):
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or usable_cores()
         self.limits = limits or Limits()
         self._isolated = not unsafe
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()  # None: a place whose worker is not started

@@ -5,6 +5,7 @@ they are streams of the same form, and directories when the output is one.
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -102,10 +103,17 @@ def open_output(path: str, plain: bool) -> AtomicFile | Direct:
                 "compressed records do not belong on a terminal", remedy="use -o FILE, a pipe, or --plain to read them"
             )
         return Direct(os.dup(sys.stdout.fileno()), "standard output")
-    parent = Path(path).parent
-    if not parent.is_dir():
-        raise IqcError("no such directory", where=str(parent), remedy=f"mkdir -p {parent}")
+    check_parent(path)
     return open_target(path)
+
+
+def check_parent(path: str) -> None:
+    """IqcError when the directory that a file is to be in does not exist."""
+    parent = Path(path).parent
+    if parent.exists() and not parent.is_dir():
+        raise IqcError("a file, not a directory", where=str(parent), remedy=f"name another place than {path}")
+    if not parent.is_dir():
+        raise IqcError("no such directory", where=str(parent), remedy=f"mkdir -p {shlex.quote(str(parent))}")
 
 
 class RollingOutputs:

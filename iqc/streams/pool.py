@@ -21,11 +21,6 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 AHEAD = 2  # chunks in flight a worker: one at work and one waiting
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class Deferred:
     """Iterates chunks; an input that turns out to be damaged ends it, and is raised when what came before is done."""
 

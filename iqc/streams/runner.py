@@ -16,10 +16,11 @@ from typing import Any
 import orjson
 
 from iqc import __version__
+from iqc.cores import usable_cores
 from iqc.errors import BadRecord, UsageError
 from iqc.streams.lineage import Input, Stage, line_digest
-from iqc.streams.output import Outputs, RollingOutputs
-from iqc.streams.pool import ordered_map, usable_cores
+from iqc.streams.output import Outputs, RollingOutputs, check_parent
+from iqc.streams.pool import ordered_map
 from iqc.streams.progress import Progress
 from iqc.streams.reader import Chunk, Source, open_inputs, results, shown
 from iqc.streams.stage import Dropped, Record, Transform
@@ -50,6 +51,28 @@ class Settings:
         mode, _, path = self.on_error.partition("=")
         if mode not in ("fail", "skip", "quarantine") or (mode == "quarantine") != bool(path):
             raise UsageError(f"--on-error {self.on_error}", remedy="use --on-error fail, skip, or quarantine=FILE")
+        self._check_paths()
+
+    def _check_paths(self) -> None:
+        """No file is written twice, no input is written over by a side stream, and none is found missing at the end."""
+        sides = {"--explain": self.explain, "--on-error quarantine": self.quarantine, "--summary": self.summary}
+        taken = {os.path.realpath(name): "an INPUT" for name in self.inputs or [] if os.path.isfile(name)}
+        if self.output not in (None, "-") and (os.path.isfile(self.output) or not os.path.exists(self.output)):
+            taken[os.path.realpath(self.output)] = "-o"
+        for option, path in sides.items():
+            if path is None or (os.path.exists(path) and not os.path.isfile(path)):
+                continue  # a directory is checked with its shards; a device takes any number of writers
+            place = os.path.realpath(path)
+            if place in taken:
+                raise UsageError(f"{option} {path} is {taken[place]}, too", remedy="give each stream a file of its own")
+            taken[place] = option
+            if not path.endswith("/"):
+                check_parent(path)
+
+    @property
+    def on_error_mode(self) -> str:
+        """fail, skip or quarantine."""
+        return self.on_error.partition("=")[0]
 
     @property
     def quarantine(self) -> str | None:

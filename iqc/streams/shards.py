@@ -31,7 +31,7 @@ def run_sharded(job: Job, source: StageInput, reduce: Reduce | None = None) -> C
         )
     directory = prepare(job)
     with AtomicFile(directory / MANIFEST) as manifest:  # its lock: one writer a directory
-        made_by = job.stage.node() | {"input": source.identity(), "shard_mib": job.settings.shard_mib}
+        made_by = maker(job, source)
         finished = find_finished(directory, made_by, [job.settings.explain, job.settings.quarantine])
         shards = groups(source.chunks(), max(1, (job.settings.shard_mib << 20) // CHUNK))
         if job.settings.ray:
@@ -64,10 +64,13 @@ def run_rolling(job: Job, source: StageInput, reduce: Reduce, measure: Callable[
 
     def finish(outputs: Outputs, number: int) -> None:
         shard_counts = Counts(read=outputs.main.records)
-        lineages.append(outputs.finish(job.stage, [], shard_counts, {"shard": {"number": number}}))
+        inputs = [Input(digest) for digest in made_by["input"]]
+        shard = {"number": number, "made_by": made_by}
+        lineages.append(outputs.finish(job.stage, inputs, shard_counts, {"shard": shard}))
 
     with AtomicFile(directory / MANIFEST) as manifest:
-        check_same_stage(directory, job)
+        made_by = maker(job, source)
+        find_finished(directory, made_by, [])  # those of another run are not written over
         manifest.path.unlink(missing_ok=True)  # it speaks of the shards that go now
         for stale in directory.glob("part-*.jsonl.zst"):
             stale.unlink()
@@ -81,18 +84,10 @@ def run_rolling(job: Job, source: StageInput, reduce: Reduce, measure: Callable[
     return counts
 
 
-def check_same_stage(directory: Path, job: Job) -> None:
-    """The shards of a set stage are all made again; IqcError when those that are there are another stage's."""
-    for path in sorted(directory.glob("part-*.jsonl.zst")):
-        index = read_index(str(path))
-        node = index.lineage["stages"][index.lineage["stage"]] if index else {}
-        made_by = {key: node.get(key) for key in job.stage.node()}
-        if changes := differences(made_by, orjson.loads(orjson.dumps(job.stage.node()))):
-            raise IqcError(
-                f"a shard of another run: {'; '.join(changes)}",
-                where=str(path),
-                remedy="name another -o, or remove the directory to make it anew",
-            )
+def maker(job: Job, source: StageInput) -> dict:
+    """All that a shard's bytes depend on, as JSON: what a resume compares."""
+    known = {"input": source.identity(), "shard_mib": job.settings.shard_mib, "on_error": job.settings.on_error_mode}
+    return orjson.loads(orjson.dumps(job.stage.node() | known))
 
 
 def prepare(job: Job) -> Path:

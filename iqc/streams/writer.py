@@ -68,9 +68,9 @@ class AtomicFile:
             finally:
                 os.close(directory)
         except OSError as error:
+            self.discard()
             raise _write_error(error, self.path) from None
-        finally:
-            self.file.close()
+        self.file.close()
 
     def discard(self) -> None:
         if not self.file.closed:

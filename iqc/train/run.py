@@ -129,8 +129,13 @@ class Run:
     ) -> Path:
         """Publish the checkpoint of `step` updates, then drop those that are too old to be wanted.
 
+        IqcError, and nothing is published, when a weight is not finite: the last update's loss was before its step.
+
         `lineage` makes the lineage from the digest of the weights.
         """
+        for name, tensor in model.named_parameters():
+            if not bool(torch.isfinite(tensor).all()):
+                raise IqcError(f"{name} is not finite after update {step}", remedy="lower --rate, or look at the data")
         target = self.directory / f"step-{step:08d}"
         building = Path(tempfile.mkdtemp(prefix=".step-", dir=self.directory))
         files = [self.tokenizer / name for name in TOKENIZER] if self.tokenizer else []
@@ -192,6 +197,8 @@ def damage(path: Path) -> str | None:
             return f"{STATE} was altered"
         wrong = [name for name, digest in state["sha256"].items() if sha256(path / name) != digest]
         return f"{wrong[0]} does not match its checksum" if wrong else None
+    except PermissionError as error:
+        raise IqcError("may not be read", where=str(error.filename), remedy="make the run readable") from None
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         return f"{STATE}: {error}"
 
@@ -203,6 +210,10 @@ def find_checkpoint(path: str | Path) -> Path:
     """
     place = Path(path)
     if (place / "config.json").is_file():
+        if (place / STATE).is_file() and (fault := damage(place)):
+            raise IqcError(
+                f"a damaged checkpoint: {fault}", where=str(path), remedy="give its run: the one before is taken"
+            )
         return place
     for candidate in sorted(place.glob("step-*"), reverse=True):
         fault = damage(candidate)

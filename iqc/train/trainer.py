@@ -277,6 +277,7 @@ def run_train(
     quiet: bool,
 ) -> None:
     """`iqc train`: read the sequences, train, report."""
+    shared = Settings(inputs=inputs, summary=summary, quiet=quiet)
     stage = find_stage(settings.stage)
     if not 0 <= settings.epochs < math.inf:
         raise UsageError(f"--epochs {settings.epochs}", remedy="a number of passes over the rows, 0 or more")
@@ -296,7 +297,7 @@ def run_train(
     held_out = SequenceStore(read_records(StreamInput([valid]))) if valid else None
     done = train(settings, stage, store, used, loaded, place, directory, held_out, quiet)
     counts = Counts(read=len(store), kept=len(store), extra=done)
-    report("train", Settings(summary=summary, quiet=quiet), counts, time.monotonic() - started)
+    report("train", shared, counts, time.monotonic() - started)
 
 
 def check_tokenizer(inputs: list[Input], digest: str) -> None:

@@ -190,3 +190,22 @@ def test_a_closed_pipe_ends_it_quietly(inputs, environment):
         process.stdout.read(10)
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait(timeout=20) == 141
+
+
+def test_side_streams_never_replace_records(samples, tmp_path, iqc):
+    """One name for two streams, or a side stream over an input, is found before any work."""
+    source = tmp_path / "in.zst"
+    source.write_bytes((samples / "sample.zst").read_bytes())
+    for arguments in (
+        ("-o", tmp_path / "x", "--summary", tmp_path / "x"),
+        ("-o", tmp_path / "x", "--summary", source),
+        ("-o", tmp_path / "x", "--explain", source),
+        ("-o", tmp_path / "x", "--explain", tmp_path / "e", "--on-error", f"quarantine={tmp_path / 'e'}"),
+    ):
+        done = iqc("head", "-n", "all", source, *arguments)
+        assert done.returncode == 2 and b"too" in done.stderr, arguments
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in.zst"]
+    done = iqc("head", "-n", "all", source, "-o", tmp_path / "x", "--summary", tmp_path / "no" / "summary")
+    assert done.returncode == 1 and b"mkdir -p" in done.stderr and not (tmp_path / "x").exists()
+    assert iqc("head", "-n", "all", "-q", source, "-o", source).returncode == 0
+    assert source.stat().st_size > 0

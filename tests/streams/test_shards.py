@@ -161,3 +161,17 @@ def test_an_empty_stream_makes_an_empty_directory_of_shards(stages, make_stream,
     assert done.returncode == 0 and os.listdir(tmp_path / "out") == ["manifest.json"]
     done = iqc("head", "-n", "all", tmp_path / "out", "-o", tmp_path / "again.zst")
     assert done.returncode == 0 and read(tmp_path / "again.zst")[0] == []
+
+
+def test_a_set_stage_refuses_the_shards_of_another_input(tmp_path, iqc):
+    for name, text in (("a", "alpha"), ("b", "beta")):
+        (tmp_path / name).write_text(f'{{"id":"{name}","text":"{text} one two three four five"}}\n')
+    assert iqc("dedup", "-q", tmp_path / "a", "-o", f"{tmp_path}/out/").returncode == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    done = iqc("dedup", "-q", tmp_path / "b", "-o", f"{tmp_path}/out/")
+    assert done.returncode == 1 and b"a shard of another run: input" in done.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    done = iqc("dedup", "-q", tmp_path / "a", "-o", f"{tmp_path}/out/", "--on-error", "skip")
+    assert done.returncode == 1 and b"on_error: fail, now skip" in done.stderr
+    assert iqc("dedup", "-q", tmp_path / "a", "-o", f"{tmp_path}/out/").returncode == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before

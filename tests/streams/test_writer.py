@@ -118,7 +118,7 @@ def test_a_missing_or_closed_place_is_a_clear_error(tmp_path, samples, iqc):
     done = iqc("head", samples / "sample.zst", "-o", tmp_path / "no/such/file.zst")
     assert done.returncode == 1 and b"mkdir -p" in done.stderr
     done = iqc("head", samples / "sample.zst", "-o", tmp_path / "x", "--explain", tmp_path / "x")
-    assert done.returncode == 1 and b"another process is writing it" in done.stderr and os.listdir(tmp_path) == []
+    assert done.returncode == 2 and b"is -o, too" in done.stderr and os.listdir(tmp_path) == []
 
 
 def test_a_record_that_no_reader_takes_is_not_written():

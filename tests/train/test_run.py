@@ -11,10 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from iqc.errors import IqcError
+from iqc.model.config import preset
+from iqc.model.decoder import Decoder
 from iqc.train import run as runs
 from iqc.train.run import KEPT, Run, damage, find_checkpoint, read_metrics
+from iqc.train.trainer import make_optimizer
 
 
 def files(run):
@@ -181,3 +185,14 @@ def test_a_place_that_is_no_directory(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(IqcError, match="is a file"):
         Run(tmp_path / "file", {}, None)
+
+
+def test_weights_that_are_not_finite_are_not_published(tmp_path):
+    model = Decoder(preset("nano"))
+    optimizer = make_optimizer(model, 1e-3, "adamw")
+    with Run(tmp_path / "run", {"a": 1}, None) as run, torch.no_grad():
+        run.resume()
+        model.lm_head.weight[0, 0] = float("inf")
+        with pytest.raises(IqcError, match=r"lm_head\.weight is not finite after update 7"):
+            run.save(7, model, optimizer, lambda digest: {}, done=True)
+    assert not list((tmp_path / "run").glob("step-*"))
