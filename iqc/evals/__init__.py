@@ -1,7 +1,8 @@
 """One file a benchmark, each with the same four functions; metrics; the report.
 
-A benchmark module has `load(rows)` (its rows as task records), `prompt(task)` (what the model continues),
-`extract(task, text)` (the answer in what the model wrote) and `score(task, answer, sandbox)` (named numbers for it).
+A benchmark module has `load(rows)` (its rows as task records), `prompt(task)` (the fields of its prompt record),
+`extract(task, text)` (the answer in what the model wrote) and `score(task, answer, sandbox)` (named numbers for it);
+`RUNS_CODE` says whether scoring needs the sandbox.
 """
 
 BENCHMARKS: dict[str, tuple[str, str]] = {

@@ -13,8 +13,11 @@ from iqc.evals.extract import cut_at
 from iqc.evals.metrics import levenshtein
 from iqc.streams.stage import Record
 
-PREFIX, SUFFIX, MIDDLE = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
-STOPS = ("<|endoftext|>", "<|im_end|>", "<|fim_pad|>", "<|file_sep|>", "<|repo_name|>", PREFIX, SUFFIX, MIDDLE)
+RUNS_CODE = False
+STOPS = (
+    "<|endoftext|>", "<|im_end|>", "<|file_sep|>", "<|repo_name|>",
+    "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>",
+)  # fmt: skip
 
 
 def load(rows: Iterable[Record]) -> Iterator[Record]:
@@ -26,13 +29,9 @@ def load(rows: Iterable[Record]) -> Iterator[Record]:
         yield row
 
 
-def prompt(task: Record) -> str:
-    """Prefix, suffix, middle (PSM). A formatted `text` that ends in its middle is the prompt up to there."""
-    text, middle = task.get("text"), task["middle"]
-    head, marker, tail = text.rpartition(MIDDLE) if isinstance(text, str) else ("", "", "")
-    if marker and middle and tail.startswith(middle):
-        return head + marker  # keeps the cross-file context of a repository sample
-    return PREFIX + task["prefix"] + SUFFIX + task["suffix"] + MIDDLE
+def prompt(task: Record) -> Record:
+    """The pieces: a prompt with `prefix` and `suffix`, so that control tokens stay apart from what the source says."""
+    return {"prefix": task["prefix"], "suffix": task["suffix"]}
 
 
 def extract(task: Record, text: str) -> str:

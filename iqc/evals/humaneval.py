@@ -13,6 +13,7 @@ from iqc.evals.extract import cut_at, fenced, without_thinking
 from iqc.sandbox import Sandbox
 from iqc.streams.stage import Record
 
+RUNS_CODE = True
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```", "<|endoftext|>")  # Chen et al. 2021, section 2.1
 
 
@@ -34,9 +35,9 @@ def load(rows: Iterable[Record]) -> Iterator[Record]:
             ) from None
 
 
-def prompt(task: Record) -> str:
+def prompt(task: Record) -> Record:
     """The function's signature and docstring, to be continued."""
-    return task["prompt"]
+    return {"prompt": task["prompt"]}
 
 
 def extract(task: Record, text: str) -> str:

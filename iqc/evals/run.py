@@ -80,11 +80,7 @@ def prompts(name: str, tasks: dict[str, Record]) -> Iterator[Record]:
     """The prompt records of tasks."""
     module = benchmark(name)
     for task in tasks.values():
-        if name == "fim":  # the pieces, so that control tokens stay apart from what the source says
-            yield {"id": task["id"], "prefix": task["prefix"], "suffix": task["suffix"]}
-            continue
-        asked = module.prompt(task)
-        yield {"id": task["id"]} | ({"prompt": asked} if isinstance(asked, str) else {"messages": asked})
+        yield {"id": task["id"]} | module.prompt(task)
 
 
 def score(
@@ -97,7 +93,7 @@ def score(
         for field in ("task_id", "text"):
             if not isinstance(completion.get(field), str):
                 raise BadRecord(f'no "{field}"', where=f"completion {number}", remedy="give what `iqc generate` writes")
-    if name == "fim":
+    if not benchmark(name).RUNS_CODE:
         scored = list(score_completions(name, tasks, completions, None))
     else:
         with Sandbox(unsafe=unsafe) as sandbox:

@@ -9,6 +9,8 @@ from iqc.sandbox import Sandbox
 from iqc.sandbox.verdict import calls_of
 from iqc.streams.stage import Record
 
+RUNS_CODE = True
+
 
 def load(rows: Iterable[Record]) -> Iterator[Record]:
     """Task records as they are, checked: an instruction, and tests that can be run."""
@@ -19,9 +21,9 @@ def load(rows: Iterable[Record]) -> Iterator[Record]:
         yield row
 
 
-def prompt(task: Record) -> str | list[dict[str, Any]]:
+def prompt(task: Record) -> Record:
     """The messages of a chat, or a text to be continued."""
-    return task["messages"] if "messages" in task else task["prompt"]
+    return {"messages": task["messages"]} if "messages" in task else {"prompt": task["prompt"]}
 
 
 def extract(task: Record, text: str) -> str:

@@ -17,13 +17,8 @@ def test_edit_similarity():
     assert fim.edit_similarity("abc", "") == 0
 
 
-def test_prompt_keeps_a_formatted_context():
-    parts = {"prefix": "a(", "suffix": ")", "middle": "b, c"}
-    plain = "<|fim_prefix|>a(<|fim_suffix|>)<|fim_middle|>"
-    assert fim.prompt(parts) == plain
-    assert fim.prompt({**parts, "text": f"<|repo_name|>r{plain}b, c<|endoftext|>"}) == f"<|repo_name|>r{plain}"
-    spm = "<|fim_suffix|>)<|fim_prefix|>a(<|fim_middle|>other"
-    assert fim.prompt({**parts, "text": spm}) == plain
+def test_the_prompt_is_the_two_sides():
+    assert fim.prompt({"id": "x", "prefix": "a(", "suffix": ")", "middle": "b, c"}) == {"prefix": "a(", "suffix": ")"}
 
 
 def test_extract_and_score():
