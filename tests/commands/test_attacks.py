@@ -1,0 +1,90 @@
+"""What a hostile user tries: side streams over records, full disks, closed descriptors, numbers that are none."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from iqc.errors import IqcError
+from iqc.streams.writer import AtomicFile
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def iqc(*args: object, **settings) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | settings.pop("env", {})
+    command = [sys.executable, "-m", "iqc", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, **settings)
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"id":"a","text":"x = 1\\n","language":"python"}\n')
+    return path
+
+
+def test_the_summary_does_not_replace_the_records(records: Path, tmp_path: Path):
+    out = tmp_path / "out.zst"
+    assert iqc("fim", "-q", records, "-o", out, "--summary", out).returncode != 0
+
+
+def test_a_side_stream_does_not_replace_an_input(records: Path, tmp_path: Path):
+    before = records.read_bytes()
+    for option in ("--summary", "--explain"):
+        assert iqc("fim", "-q", records, "-o", tmp_path / "out.zst", option, records).returncode != 0
+        assert records.read_bytes() == before
+
+
+def test_a_summary_that_cannot_be_written_is_found_before_the_work(records: Path, tmp_path: Path):
+    out = tmp_path / "out.zst"
+    assert iqc("fim", "-q", records, "-o", out, "--summary", tmp_path / "missing" / "s.json").returncode != 0
+    assert not out.exists()
+
+
+def test_a_commit_that_fails_leaves_nothing(tmp_path: Path):
+    file = AtomicFile(tmp_path / "out")
+    file.write(b"x")
+    (full := os.open("/dev/full", os.O_WRONLY), os.dup2(full, file.file.fileno()), os.close(full))
+    with pytest.raises(IqcError, match="out: cannot be written"), file:
+        file.commit()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("closed", ["-V >&-", "fim {} -o {}.out 2>&-", "stats {} >&-"])
+def test_closed_descriptors(records: Path, closed: str):
+    command = closed.replace("-V", "--version").replace("{}", str(records))
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m iqc {command}', sys.executable],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert "internal error" not in done.stderr + done.stdout
+    if "2>&-" in closed:
+        assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        "fim --rate 1 --levels line=nan {}",
+        "fim --seed 99999999999999999999 {}",
+        "dedup --threshold nan {}",
+        "head -n 99999999999999999999999 {}",
+        "tasks -n 1 --seed 99999999999999999999",
+    ],
+)
+def test_numbers_that_are_none(records: Path, args: str):
+    done = iqc(*args.format(records).split(), "--plain", "-q")
+    assert "internal error" not in done.stderr
+    assert done.returncode in (0, 2)
+    assert done.returncode == 0 or done.stderr.count("\n") >= 2  # what is wrong, and a remedy
+
+
+def test_ascii_terminals(records: Path):
+    done = iqc("stats", records, env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
