@@ -159,6 +159,7 @@ def _with_options(
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"--{name.replace('_', '-')} {value}", remedy="give a finite number")
+        _refuse_empty(ctx.command.params, values)
         try:
             if not takes_settings:
                 function(**values)
@@ -175,6 +176,18 @@ def _with_options(
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {item.name: item.annotation for item in parameters}
     return run
+
+
+def _refuse_empty(params: list[Any], values: dict[str, Any]) -> None:
+    """An empty string is a value only where it is the default; side streams never go where records go."""
+    for param in params:
+        value = values.get(param.name)
+        if value != param.default and (value == "" or (isinstance(value, list | tuple) and "" in value)):
+            shown = param.opts[-1] if param.param_type_name == "option" else param.metavar or param.name
+            raise UsageError(f'{shown} is ""', remedy="is a shell variable unset? give it a value, or leave it out")
+    for name in ("summary", "explain"):
+        if values.get(name) == "-":
+            raise UsageError(f"--{name} -", remedy=f"standard output is not for this: name a file, --{name} FILE")
 
 
 SOURCES = {"COMMANDLINE": "flag", "ENVIRONMENT": "environment", "DEFAULT_MAP": "config file", "DEFAULT": "default"}

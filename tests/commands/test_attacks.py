@@ -88,3 +88,29 @@ def test_numbers_that_are_none(records: Path, args: str):
 def test_ascii_terminals(records: Path):
     done = iqc("stats", records, env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["fim", "RECORDS", "-o", ""],
+        ["fim", "RECORDS", "--summary", ""],
+        ["fim", "RECORDS", "--explain", ""],
+        ["fim", "RECORDS", "--summary", "-"],
+        ["fim", "RECORDS", "--explain", "-"],
+        ["fim", ""],
+        ["stats", ""],
+        ["pack", "RECORDS", "--tokenizer", ""],
+        ["train", "RECORDS", "--model", ""],
+        ["train", "RECORDS", "--from", ""],
+        ["rl", "RECORDS", "--from", ""],
+        ["export", "", "-o", "out"],
+        ["export", "run", "-o", ""],
+        ["report", ""],
+        ["lineage", ""],
+    ],
+)
+def test_an_unset_shell_variable_is_wrong_usage(records: Path, tmp_path: Path, args: list[str]):
+    done = iqc(*[str(records) if arg == "RECORDS" else arg for arg in args], cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 2, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [records.name]
