@@ -36,6 +36,7 @@ def help(
         raise UsageError(f"no such command: {command}", remedy="iqc -h lists them")
     found = page(f"iqc-{command}" if command else "iqc")
     if found and shutil.which("man"):
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         os.execvp("man", ["man", str(found)])
     run([*([command] if command else []), "--help"])

@@ -4,6 +4,7 @@ Exit status: 0 done; 1 failed (data, files, the run); 2 wrong usage; 130 interru
 """
 
 import importlib
+import io
 import os
 import shutil
 import sys
@@ -49,7 +50,7 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple:
         if args and args[0] not in COMMANDS and (outside := shutil.which(f"iqc-{args[0]}")):
-            sys.stdout.flush()
+            _flush()
             os.execv(outside, [outside, *args[1:]])
         name, _, rest = super().resolve_command(ctx, args)
         return name, load(name) if name else None, rest
@@ -104,10 +105,32 @@ def main(args: list[str] | None = None) -> None:
     sys.exit(run(sys.argv[1:] if args is None else args))
 
 
+def _ready_streams() -> None:
+    """Make closed and narrow standard streams safe to use.
+
+    A closed descriptor would be given to the next file that is opened, and what is printed would end in it. Of closed
+    streams, sys.stdin and sys.stdout stay None, which tells that they are closed (print then does nothing); with a
+    sys.stderr that is None, print would write to standard output.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # standard error escapes what its terminal cannot show, as it is
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
 def run(args: list[str]) -> int:
     """Run the command line; returns the exit status."""
     from iqc.streams.stage import ClosedPipe
 
+    _ready_streams()
     name = next((arg for arg in args if not arg.startswith("-")), "")
     shown = f"iqc {name}" if name in COMMANDS else "iqc"
     try:
@@ -117,7 +140,7 @@ def run(args: list[str]) -> int:
             completion_init()
         root = typer.main.get_command(app)
         status = root.main(args, prog_name="iqc", standalone_mode=False, auto_envvar_prefix="IQC")
-        sys.stdout.flush()
+        _flush()
         return status if isinstance(status, int) else 0
     except IqcError as error:
         place = f"{error.where}: " if error.where else ""

@@ -165,7 +165,9 @@ def _daemon(attack: Attack) -> Probe:
 
 
 def _signal(attack: Attack) -> Probe:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as victim:
+    quiet = subprocess.DEVNULL
+    command = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet) as victim:
         result = attack("import os\ndef attack(pid):\n    os.kill(pid, 9)", victim.pid)
         try:
             victim.wait(0.2)  # a signal that arrived takes a moment

@@ -34,4 +34,6 @@ class Progress:
 
 
 def _into_a_pipe(settings: "Settings") -> bool:
+    if sys.stdout is None:  # closed
+        return False
     return settings.output in (None, "-") and stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode)

@@ -53,19 +53,30 @@ def test_a_commit_that_fails_leaves_nothing(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("closed", ["-V >&-", "fim {} -o {}.out 2>&-", "stats {} >&-"])
-def test_closed_descriptors(records: Path, closed: str):
-    command = closed.replace("-V", "--version").replace("{}", str(records))
-    done = subprocess.run(
-        ["sh", "-c", f'exec "$0" -m iqc {command}', sys.executable],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert "internal error" not in done.stderr + done.stdout
-    if "2>&-" in closed:
-        assert done.returncode == 0
+def shell(script: str, records: Path) -> subprocess.CompletedProcess:
+    """A script in which {} is the records and $0 is Python."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = ["sh", "-c", script.replace("{}", str(records)), sys.executable]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+
+
+@pytest.mark.parametrize(
+    "words", ["--version", "-h", "stats {}", "help head", "completion bash", "eval list", "fim -q {} -o {}.out"]
+)
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_descriptors(records: Path, words: str, closed: str):
+    before = records.read_bytes()
+    done = shell(f'exec "$0" -m iqc {words} {closed}', records)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == (">&-" not in closed.replace("2>&-", "") and "fim" not in words)
+    assert records.read_bytes() == before
+
+
+def test_records_do_not_go_to_a_closed_output(records: Path):
+    done = shell('exec "$0" -m iqc fim -q {} >&-', records)
+    assert done.returncode == 1 and "standard output is closed" in done.stderr
+    done = shell('exec "$0" -m iqc stats - <&-', records)
+    assert done.returncode == 1 and "standard input: closed" in done.stderr
 
 
 @pytest.mark.parametrize(
