@@ -20,8 +20,8 @@ def dedup(
         float, typer.Option("--threshold", metavar="J", min=0.01, max=1, help="Jaccard similarity of a near duplicate.")
     ] = 0.7,
     exact: Annotated[bool, typer.Option("--exact", help="Exact duplicates alone.")] = False,
-    bands: Annotated[int, typer.Option("--bands", metavar="N", min=1, help="Bands of MinHash-LSH.")] = 14,
-    rows: Annotated[int, typer.Option("--rows", metavar="N", min=1, help="Rows of each band.")] = 8,
+    bands: Annotated[int, typer.Option("--bands", metavar="N", min=1, max=4096, help="Bands of MinHash-LSH.")] = 14,
+    rows: Annotated[int, typer.Option("--rows", metavar="N", min=1, max=4096, help="Rows of each band.")] = 8,
 ) -> None:
     """Keep the first of documents that are the same or nearly so.
 

@@ -1,12 +1,13 @@
 """`iqc fim`: documents to fill-in-the-middle samples."""
 
+import math
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from iqc.errors import UsageError
-from iqc.options import Seed, command_app, stage_options
+from iqc.options import INT32, Seed, command_app, stage_options
 
 if TYPE_CHECKING:
     from iqc.streams.runner import Settings
@@ -31,10 +32,14 @@ def fim(
         typer.Option("--levels", metavar="NAME[=W],...", help="Where cuts may fall, with relative weights."),
     ] = "character,line,expression,statement,function",
     layout: Annotated[Layout, typer.Option("--layout", help="Prefix or suffix first.")] = Layout.psm,
-    samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Samples of a cut document.")] = 1,
+    samples: Annotated[
+        int, typer.Option("--samples", metavar="N", min=1, max=INT32, help="Samples of a cut document.")
+    ] = 1,
     stretch: Annotated[
         int,
-        typer.Option("--stretch", metavar="N", min=0, help="Cut stretches of N characters, not whole files; 0: whole."),
+        typer.Option(
+            "--stretch", metavar="N", min=0, max=INT32, help="Cut stretches of N characters, not whole files; 0: whole."
+        ),
     ] = 0,
     seed: Seed = 0,
 ) -> None:
@@ -54,6 +59,10 @@ def parse_weights(text: str) -> dict[str, float]:
         name, _, weight = part.strip().partition("=")
         try:
             weights[name] = float(weight or 1)
+            if not 0 <= weights[name] < math.inf:
+                raise ValueError
         except ValueError:
-            raise UsageError(f"the weight in {part!r} is no number", remedy="--levels line=2,function=1") from None
+            raise UsageError(
+                f"the weight in {part!r} is no finite number from 0 on", remedy="--levels line=2,function=1"
+            ) from None
     return weights

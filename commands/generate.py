@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iqc.options import Seed, command_app, stage_options
+from iqc.options import INT32, Seed, command_app, stage_options
 
 if TYPE_CHECKING:
     from iqc.streams.runner import Settings
@@ -12,14 +12,18 @@ if TYPE_CHECKING:
 app = command_app()
 
 Model = Annotated[str, typer.Option("--model", metavar="RUN/|DIR", help="A run, a checkpoint or a model directory.")]
-Samples = Annotated[int, typer.Option("-n", "--samples", metavar="N", min=1, help="Completions of each prompt.")]
+Samples = Annotated[
+    int, typer.Option("-n", "--samples", metavar="N", min=1, max=INT32, help="Completions of each prompt.")
+]
 NewTokens = Annotated[
-    int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Tokens of a completion, at most.")
+    int, typer.Option("--max-new-tokens", metavar="N", min=1, max=INT32, help="Tokens of a completion, at most.")
 ]
 Temperature = Annotated[float, typer.Option("--temperature", metavar="T", min=0, help="0 is greedy.")]
 TopP = Annotated[float, typer.Option("--top-p", metavar="P", min=0.01, max=1, help="Share of the mass to draw from.")]
-TopK = Annotated[int, typer.Option("--top-k", metavar="K", min=0, help="Tokens to draw from; 0: all.")]
-BatchSize = Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Prompts in the model at a time.")]
+TopK = Annotated[int, typer.Option("--top-k", metavar="K", min=0, max=INT32, help="Tokens to draw from; 0: all.")]
+BatchSize = Annotated[
+    int, typer.Option("--batch", metavar="N", min=1, max=INT32, help="Prompts in the model at a time.")
+]
 
 
 @app.command()

@@ -24,7 +24,7 @@ def head(
 
     if count == "all":
         run_stage("head", {"count": "all"}, settings, identity_factory)
-    elif count.isdecimal():
+    elif count.isascii() and count.isdecimal() and len(count) < 19:  # below 2**63
         run_first(int(count), settings)
     else:
-        raise UsageError(f"-n {count}", remedy="-n takes a number, or all")
+        raise UsageError(f"-n {count}", remedy="-n takes a number below 10**18, or all")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iqc.options import command_app, stage_options
+from iqc.options import INT32, command_app, stage_options
 
 if TYPE_CHECKING:
     from iqc.streams.runner import Settings
@@ -30,10 +30,14 @@ class Long(StrEnum):
 def pack(
     settings: "Settings",
     tokenizer: Annotated[str, typer.Option("--tokenizer", metavar="DIR", help="What `iqc tokenizer train` wrote.")],
-    context: Annotated[int, typer.Option("--context", metavar="N", min=2, help="Tokens a row, at most.")] = 512,
+    context: Annotated[
+        int, typer.Option("--context", metavar="N", min=2, max=INT32, help="Tokens a row, at most.")
+    ] = 512,
     method: Annotated[Method, typer.Option("--method", help="How samples share rows.")] = Method.best_fit,
     long: Annotated[Long, typer.Option("--long", help="Of documents longer than a row.")] = Long.split,
-    window: Annotated[int, typer.Option("--window", metavar="N", min=1, help="Samples packed together.")] = 4096,
+    window: Annotated[
+        int, typer.Option("--window", metavar="N", min=1, max=INT32, help="Samples packed together.")
+    ] = 4096,
     fim_middle_only: Annotated[
         bool, typer.Option("--fim-middle-only", help="Of fim samples, learn the middle alone.")
     ] = False,

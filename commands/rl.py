@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from iqc.options import Inputs, Quiet, Seed, Summary, command_app, config_options
+from iqc.options import INT32, Inputs, Quiet, Seed, Summary, command_app, config_options
 
 app = command_app()
 
@@ -23,12 +23,14 @@ def rl(
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="RUN/", help="The run: checkpoints and metrics.")
     ] = "rl",
-    updates: Annotated[int, typer.Option("--updates", metavar="N", min=1, help="How many updates.")] = 20,
-    tasks: Annotated[int, typer.Option("--tasks", metavar="N", min=1, help="Tasks an update.")] = 16,
-    group: Annotated[int, typer.Option("--group", metavar="N", min=2, help="Answers of a task.")] = 8,
-    minibatches: Annotated[int, typer.Option("--minibatches", metavar="N", min=1, help="Steps an update.")] = 2,
+    updates: Annotated[int, typer.Option("--updates", metavar="N", min=1, max=INT32, help="How many updates.")] = 20,
+    tasks: Annotated[int, typer.Option("--tasks", metavar="N", min=1, max=INT32, help="Tasks an update.")] = 16,
+    group: Annotated[int, typer.Option("--group", metavar="N", min=2, max=INT32, help="Answers of a task.")] = 8,
+    minibatches: Annotated[
+        int, typer.Option("--minibatches", metavar="N", min=1, max=INT32, help="Steps an update.")
+    ] = 2,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Tokens of an answer.")
+        int, typer.Option("--max-new-tokens", metavar="N", min=1, max=INT32, help="Tokens of an answer.")
     ] = 64,
     temperature: Annotated[float, typer.Option("--temperature", metavar="T", min=0.01, help="Of sampling.")] = 1.0,
     clip_low: Annotated[float, typer.Option("--clip-low", metavar="X", help="The ratio's lower bound is 1 - X.")] = 0.2,
@@ -40,7 +42,7 @@ def rl(
     ] = Reward.fraction,
     rate: Annotated[float, typer.Option("--rate", metavar="X", min=0, help="Learning rate; 0: by width.")] = 0.0,
     save_every: Annotated[
-        int, typer.Option("--save-every", metavar="N", min=0, help="Updates between checkpoints.")
+        int, typer.Option("--save-every", metavar="N", min=0, max=INT32, help="Updates between checkpoints.")
     ] = 10,
     allow_same_process: Annotated[
         bool, typer.Option("--allow-same-process", help="Take tests that the judged code could forge.")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iqc.options import OutputFile, Seed, command_app, stage_options
+from iqc.options import INT32, OutputFile, Seed, command_app, stage_options
 
 if TYPE_CHECKING:
     from iqc.streams.runner import Settings
@@ -27,7 +27,7 @@ class Form(StrEnum):
 @stage_options("output", "plain", "summary", "quiet", output=OutputFile)
 def tasks(
     settings: "Settings",
-    count: Annotated[int, typer.Option("-n", "--count", metavar="N", min=1, help="How many tasks.")] = 100,
+    count: Annotated[int, typer.Option("-n", "--count", metavar="N", min=1, max=INT32, help="How many tasks.")] = 100,
     split: Annotated[
         Split, typer.Option("--split", help="Constants of one side are never seen on the other.")
     ] = Split.train,
@@ -37,7 +37,7 @@ def tasks(
     templates: Annotated[
         str | None, typer.Option("--templates", metavar="NAME,...", help="Only these templates.")
     ] = None,
-    skip: Annotated[int, typer.Option("--skip", metavar="N", min=0, help="Pass over the first N.")] = 0,
+    skip: Annotated[int, typer.Option("--skip", metavar="N", min=0, max=INT32, help="Pass over the first N.")] = 0,
     seed: Seed = 0,
 ) -> None:
     """Generate small Python tasks from templates: an instruction, tests as calls, a reference."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from iqc.options import Inputs, Quiet, command_app, config_options
+from iqc.options import INT32, Inputs, Quiet, command_app, config_options
 
 app = command_app(help="Train, show and check a byte-level BPE tokenizer.")
 
@@ -20,13 +20,15 @@ def train(
         str, typer.Option("-o", "--output", metavar="DIR", help="Where the tokenizer goes.")
     ] = "tokenizer",
     vocab_size: Annotated[
-        int, typer.Option("--vocab-size", metavar="N", min=300, help="Tokens in all, control tokens included.")
+        int,
+        typer.Option("--vocab-size", metavar="N", min=300, max=2**24, help="Tokens in all, control tokens included."),
     ] = 76_800,
     context: Annotated[
-        int | None, typer.Option("--context", metavar="N", help="The longest input of the model, in tokens.")
+        int | None,
+        typer.Option("--context", metavar="N", min=2, max=INT32, help="The longest input of the model, in tokens."),
     ] = None,
     limit_mib: Annotated[
-        int, typer.Option("--limit-mib", metavar="N", min=1, help="MiB of text to learn from, at most.")
+        int, typer.Option("--limit-mib", metavar="N", min=1, max=INT32, help="MiB of text to learn from, at most.")
     ] = 1024,
     quiet: Quiet = False,
 ) -> None:

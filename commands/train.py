@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from iqc.options import Inputs, Quiet, Seed, Summary, command_app, config_options
+from iqc.options import INT32, Inputs, Quiet, Seed, Summary, command_app, config_options
 
 app = command_app()
 
@@ -37,21 +37,28 @@ def train(
     valid: Annotated[
         str | None, typer.Option("--valid", metavar="FILE", help="Held-out sequences, scored at the end.")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", metavar="N", min=0, help="Updates; 0: as --epochs says.")] = 0,
+    steps: Annotated[
+        int, typer.Option("--steps", metavar="N", min=0, max=INT32, help="Updates; 0: as --epochs says.")
+    ] = 0,
     epochs: Annotated[
         float, typer.Option("--epochs", metavar="X", help="Passes over the rows; 0: write the starting weights.")
     ] = 1.0,
-    batch_rows: Annotated[int, typer.Option("--batch-rows", metavar="N", min=1, help="Rows an update.")] = 16,
-    micro_rows: Annotated[int, typer.Option("--micro-rows", metavar="N", min=0, help="Rows at a time; 0: all.")] = 0,
+    batch_rows: Annotated[
+        int, typer.Option("--batch-rows", metavar="N", min=1, max=INT32, help="Rows an update.")
+    ] = 16,
+    micro_rows: Annotated[
+        int, typer.Option("--micro-rows", metavar="N", min=0, max=INT32, help="Rows at a time; 0: all.")
+    ] = 0,
     context: Annotated[
-        int, typer.Option("--context", metavar="N", min=0, help="Tokens a row; 0: the stage's or the model's.")
+        int,
+        typer.Option("--context", metavar="N", min=0, max=INT32, help="Tokens a row; 0: the stage's or the model's."),
     ] = 0,
     optimizer: Annotated[
         Optimizer, typer.Option("--optimizer", help="Muon: for the matrices of the blocks.")
     ] = Optimizer.adamw,
     rate: Annotated[float, typer.Option("--rate", metavar="X", min=0, help="Peak learning rate; 0: by width.")] = 0.0,
     save_every: Annotated[
-        int, typer.Option("--save-every", metavar="N", min=0, help="Updates between checkpoints.")
+        int, typer.Option("--save-every", metavar="N", min=0, max=INT32, help="Updates between checkpoints.")
     ] = 100,
     seed: Seed = 0,
     summary: Summary = None,

@@ -29,7 +29,7 @@ def triplets(
     ] = "40-80",
     density: Annotated[float, typer.Option("--density", metavar="X", help="Triplets wanted for 100 commits.")] = 2.0,
     horizon: Annotated[
-        int, typer.Option("--horizon", metavar="N", min=1, help="Commits searched for the new state.")
+        int, typer.Option("--horizon", metavar="N", min=1, max=10**6, help="Commits searched for the new state.")
     ] = 8,
     min_score: Annotated[
         float, typer.Option("--min-score", metavar="X", help="A change that scores less is not taken.")

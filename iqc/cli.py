@@ -116,7 +116,7 @@ def _ready_streams() -> None:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # open until the end
     if isinstance(sys.stdout, io.TextIOWrapper):  # standard error escapes what its terminal cannot show, as it is
         sys.stdout.reconfigure(errors="replace")
 

@@ -71,7 +71,8 @@ Output = Annotated[
     typer.Option("-o", "--output", metavar="FILE|DIR/", help="Where the records go; a directory means shards."),
 ]
 OutputFile = Annotated[str | None, typer.Option("-o", "--output", metavar="FILE", help="Where the records go.")]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Where all random choices start.")]
+INT32, INT64 = 2**31 - 1, 2**63 - 1  # what positions and sizes, and seeds, may be at most
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=INT64, help="Where all random choices start.")]
 Jobs = Annotated[int, typer.Option("-j", "--jobs", metavar="N", min=0, help="Processes; 0 means all cores.")]
 Summary = Annotated[str | None, typer.Option("--summary", metavar="FILE", help="Write the counts as JSON.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no summary on standard error.")]
@@ -102,7 +103,9 @@ STAGE_OPTIONS: dict[str, tuple[Any, Any]] = {  # name: (annotation, default)
         None,
     ),
     "shard_mib": (
-        Annotated[int, typer.Option("--shard-mib", metavar="N", min=1, help="MiB of text a shard, with -o DIR/.")],
+        Annotated[
+            int, typer.Option("--shard-mib", metavar="N", min=1, max=2**20, help="MiB of text a shard, with -o DIR/.")
+        ],
         256,
     ),
     "input_digest": (

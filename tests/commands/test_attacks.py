@@ -86,7 +86,16 @@ def test_records_do_not_go_to_a_closed_output(records: Path):
         "fim --seed 99999999999999999999 {}",
         "dedup --threshold nan {}",
         "head -n 99999999999999999999999 {}",
+        "head -n \uff11 {}",
         "tasks -n 1 --seed 99999999999999999999",
+        "tasks -n 1 --seed -1",
+        "fim --shard-mib 99999999999999999999 {}",
+        "fim --stretch 99999999999999999999 {}",
+        "pack --tokenizer t --context 99999999999999999999 {}",
+        "pack --tokenizer t --window 99999999999999999999 {}",
+        "triplets --horizon 99999999999999999999 {}",
+        "dedup --bands 99999999999 {}",
+        "dedup --rows 99999999999 {}",
     ],
 )
 def test_numbers_that_are_none(records: Path, args: str):
@@ -94,6 +103,25 @@ def test_numbers_that_are_none(records: Path, args: str):
     assert "internal error" not in done.stderr
     assert done.returncode in (0, 2)
     assert done.returncode == 0 or done.stderr.count("\n") >= 2  # what is wrong, and a remedy
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        "train --batch-rows 99999999999 {}",
+        "train --micro-rows 99999999999 {}",
+        "train --steps 99999999999 {}",
+        "train --context 99999999999 {}",
+        "tokenizer train --vocab-size 99999999999 {}",
+        "tokenizer train --context 1 {}",
+        "rl --from r --group 99999999999 {}",
+        "generate --model m --samples 99999999999 {}",
+        "eval run fim --data d --model m --batch 99999999999",
+    ],
+)
+def test_sizes_that_no_machine_has(records: Path, tmp_path: Path, args: str):
+    done = iqc(*args.format(records).split(), cwd=tmp_path)
+    assert done.returncode == 2 and "is not in the range" in done.stderr
 
 
 def test_ascii_terminals(records: Path):
