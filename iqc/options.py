@@ -38,20 +38,46 @@ def _read_config(ctx: typer.Context, path: str | None) -> str | None:
         table = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"cannot be read: {error}", where=path, remedy="--config takes a TOML file") from None
-    own = table.get(ctx.info_name or "", table)
-    if not isinstance(own, dict):
-        raise UsageError(f"{ctx.info_name} = {own}", where=path, remedy=f"[{ctx.info_name}] is a table of options")
-    values = {key.replace("-", "_"): value for key, value in own.items() if not isinstance(value, dict)}
+    own = _table_of(ctx, table, path)
+    values = {key.replace("-", "_"): value for key, value in own.items() if own is not table or key not in _tables(own)}
     known = {param.name: param for param in ctx.command.params if param.name not in ("config", "print_config", "help")}
     for key, value in values.items():
         if key not in known:
             raise UsageError(f'no option "{key}"', where=path, remedy=f"iqc {ctx.info_name} -h lists the options")
-        several = known[key].nargs != 1 or getattr(known[key], "multiple", False)
-        if isinstance(value, list) != several or (not several and not isinstance(value, str | bool | int | float)):
+        flag, several = getattr(known[key], "is_flag", False), known[key].nargs != 1
+        if flag and not isinstance(value, bool):
+            raise UsageError(f'option "{key}" is {value}', where=path, remedy=f"{key} takes true or false")
+        if isinstance(value, list) != several or not all(map(_is_plain, value if several else [] if flag else [value])):
             kind = "a list" if several else "one value"
             raise UsageError(f'option "{key}" is {value}', where=path, remedy=f"{key} takes {kind}")
     ctx.default_map = {**(ctx.default_map or {}), **values}
     return path
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def _tables(table: dict[str, Any]) -> list[str]:
+    return [name for name, value in table.items() if isinstance(value, dict)]
+
+
+def _table_of(ctx: typer.Context, table: dict[str, Any], path: str) -> dict[str, Any]:
+    """This command's part of the file: [tokenizer.train], else [train], else the top level."""
+    from iqc.cli import COMMANDS, load
+
+    unknown = [name for name in _tables(table) if name not in COMMANDS]
+    if unknown:
+        below = {child for name in COMMANDS for child in getattr(load(name), "commands", {})}
+        shown = ", ".join(f"[{name}]" for name in unknown if name not in below)
+        if shown:
+            raise UsageError(f"no command has the table {shown}", where=path, remedy="iqc -h lists the commands")
+    group, name = ctx.parent.info_name if ctx.parent else None, ctx.info_name or ""
+    nested = table.get(group or "")
+    own = nested[name] if isinstance(nested, dict) and name in nested else table.get(name, table)
+    if not isinstance(own, dict):
+        raise UsageError(f"{name} = {own}", where=path, remedy=f"[{name}] is a table of options")
+    return own
 
 
 Config = Annotated[
@@ -212,4 +238,6 @@ def _toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return str(value) if isinstance(value, int | float) else json.dumps(str(value))  # its escapes are TOML's
+    if isinstance(value, int | float):
+        return str(value)
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's other escapes are TOML's

@@ -9,11 +9,15 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from iqc import cli
+from iqc.options import _toml
 
 HEAVY = {
     "torch", "triton", "deepspeed", "numpy", "rich", "tree_sitter", "tree_sitter_language_pack", "datasketch",
@@ -85,7 +89,9 @@ def shown(done):
 
 def test_a_setting_comes_from_flag_then_environment_then_file_then_default(iqc, tmp_path):
     config = tmp_path / "c.toml"
-    config.write_text('[head]\njobs = 4\ncount = "5"\nshard-mib = 9\n\n[other]\nnothing = 1\n')
+    config.write_text(
+        '[head]\njobs = 4\ncount = "5"\nshard-mib = 9\n\n[stats]\nnothing = 1\n[tokenizer.train]\nx = 1\n[score]\n'
+    )
     variables = {"IQC_HEAD_JOBS": "3", "IQC_HEAD_COUNT": "6", "IQC_STATS_COUNT": "8"}
     args = ["head", "--print-config", "--config", config]
     found = shown(iqc(*args, "-j", 2, env=variables))
@@ -123,12 +129,42 @@ def test_what_is_printed_is_a_config_file(iqc, tmp_path):
         ("head = 3", b"a table of options"),
         ("[head", b"cannot be read"),
         ('[head]\nconfig = "x"', b'no option "config"'),
+        ("[head]\nplain = 1", b"takes true or false"),
+        ('[head]\nplain = "no"', b"takes true or false"),
+        ("[head]\ncount = true", b"takes one value"),
+        ("[head]\njobs = true", b"takes one value"),
+        ("[head]\ninputs = [{a = 1}]", b"takes a list"),
+        ("[head]\ninputs = [[1]]", b"takes a list"),
+        ("[head.more]\njobs = 1", b'no option "more"'),
+        ("[haed]\njobs = 1\n[stast]", b"no command has the table [haed], [stast]"),
     ],
 )
 def test_a_wrong_config_file_is_wrong_usage(iqc, tmp_path, text, what):
     (tmp_path / "c.toml").write_text(text)
     done = iqc("head", "--config", tmp_path / "c.toml", "x")
     assert done.returncode == 2 and what in done.stderr
+
+
+def test_a_nested_command_has_its_own_table(iqc, tmp_path):
+    config = tmp_path / "c.toml"
+    args = ["tokenizer", "train", "--config", config, "--print-config"]
+    config.write_text("vocab-size = 310\n")
+    assert shown(iqc(*args))["vocab_size"] == ("310", "config file")
+    config.write_text("[train]\nvocab-size = 400\n")
+    assert shown(iqc(*args))["vocab_size"] == ("400", "config file")
+    config.write_text("[tokenizer.train]\nvocab-size = 500\n[train]\nsteps = 3\n")
+    assert shown(iqc(*args))["vocab_size"] == ("500", "config file")
+    assert shown(iqc("train", "--config", config, "--print-config"))["steps"] == ("3", "config file")
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_any_string_is_printed_as_toml(text):
+    assert tomllib.loads(f"x = {_toml(text)}")["x"] == text
+
+
+@pytest.mark.parametrize("odd", ["\x7f", "\x00\x1f\n", "\U0001f600", "\u2028", '"\\'])
+def test_odd_strings_are_printed_as_toml(odd):
+    assert tomllib.loads(f"x = {_toml(odd)}")["x"] == odd
 
 
 def test_exit_statuses(iqc, tmp_path):
