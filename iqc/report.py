@@ -5,13 +5,15 @@
     DIR/metrics.jsonl          a training run, with lineage.json in its checkpoints
     sample*.jsonl.zst          completions to show
 
-Files are taken in the order of their names, runs in the order in which they were last written.
+Other files of these names are passed over. Files are taken in the order of their names, runs in the order in which they
+were last written.
 """
 
 import html
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -31,6 +33,15 @@ class Run:
     metrics: list[dict]
     lineage: dict | None
 
+    @property
+    def measure(self) -> str:
+        """What it trained on: the loss, or in reinforcement learning the share of tests passed."""
+        return "loss" if any("loss" in metrics for metrics in self.metrics) else "pass_rate"
+
+    def series(self, measure: str) -> list[float]:
+        """One measure over the updates; those whose value is null, a number that is not finite, are left out."""
+        return [metrics[measure] for metrics in self.metrics if is_number(metrics.get(measure))]
+
 
 @dataclass(slots=True)
 class Findings:
@@ -47,24 +58,21 @@ def find(directory: str) -> Findings:
     place = Path(directory)
     found = Findings()
     for path in sorted(place.rglob("*.json")):
-        if path.parent.name.startswith(("step-", ".")) or (path.parent / "config.json").exists():
+        if not path.is_file() or path.parent.name.startswith(("step-", ".")) or (path.parent / "config.json").exists():
             continue  # inside a checkpoint or a model
-        try:
-            data = orjson.loads(path.read_bytes())
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(data, dict) and "benchmark" in data:
+        data = json_object(path)
+        if "benchmark" in data and is_number(data.get("tasks")):
             found.evals.append((path.stem, data))
-        elif isinstance(data, dict) and "command" in data and "read" in data:
+        elif "command" in data and is_counts(data):
             found.stages.append((path.stem, data))
     for path in sorted(place.rglob("metrics.jsonl"), key=lambda item: item.stat().st_mtime):
-        metrics = [orjson.loads(line) for line in path.read_bytes().splitlines()]
         checkpoints = sorted(path.parent.glob("step-*/lineage.json"))
-        lineage = orjson.loads(checkpoints[-1].read_bytes()) if checkpoints else None
-        if metrics:
-            found.runs.append(Run(path.parent.name, metrics, lineage))
+        run = Run(path.parent.name, read_metrics(path), read_lineage(checkpoints[-1]) if checkpoints else None)
+        if run.series(run.measure):
+            found.runs.append(run)
     for path in sorted(place.rglob("sample*.jsonl.zst")):
-        found.samples += list(read_records(StreamInput([str(path)])))
+        records = read_records(StreamInput([str(path)]))
+        found.samples += [record for record in records if "task_id" in record and isinstance(record.get("text"), str)]
     if not (found.stages or found.evals or found.runs):
         raise IqcError(
             "nothing to report",
@@ -72,6 +80,58 @@ def find(directory: str) -> Findings:
             remedy="stages leave side-cars with --summary FILE; train and rl always",
         )
     return found
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_counts(data: dict) -> bool:
+    """Whether a --summary has the counts that `funnel` shows."""
+    dropped = data.get("dropped", {})
+    return isinstance(dropped, dict) and all(map(is_number, (data.get("read"), data.get("kept"), *dropped.values())))
+
+
+def json_object(path: Path) -> dict:
+    """The JSON object in a file; an empty one where there is something else."""
+    try:
+        data = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def read_lineage(path: Path) -> dict | None:
+    """The lineage in a file; None where there is something else."""
+    lineage = json_object(path)
+    try:
+        lineage_text(lineage)
+    except (KeyError, TypeError, AttributeError):
+        return None
+    return lineage
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The objects of a metrics.jsonl. A last line that is half written, as of a run that goes on, is left out."""
+    metrics = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        try:
+            metrics.append(orjson.loads(line))
+            if not isinstance(metrics[-1], dict):
+                raise ValueError(f"{type(metrics[-1]).__name__}, not an object")
+        except ValueError as error:
+            if not line.endswith(b"\n"):
+                return metrics
+            remedy = "the file is damaged: remove the line, or report on another directory"
+            raise IqcError(f"not a line of metrics: {error}", where=f"{path}:{number}", remedy=remedy) from None
+    return metrics
+
+
+def measures(data: dict) -> list[tuple[str, dict]]:
+    """(measure, its mean and interval) of an evaluation."""
+    keys = ("mean", "low", "high")
+    dicts = [(measure, value) for measure, value in data.items() if isinstance(value, dict)]
+    return [(measure, value) for measure, value in dicts if all(is_number(value.get(key)) for key in keys)]
 
 
 def funnel(found: Findings) -> list[tuple[str, ...]]:
@@ -88,10 +148,9 @@ def figures(found: Findings) -> list[tuple[str, ...]]:
     """Rows (evaluation, measure, mean, interval, tasks)."""
     rows: list[tuple[str, ...]] = []
     for name, data in found.evals:
-        for measure, value in data.items():
-            if isinstance(value, dict) and "mean" in value:
-                interval = f"{value['low']:.3f} to {value['high']:.3f}"
-                rows.append((name, measure, f"{value['mean']:.3f}", interval, str(data["tasks"])))
+        for measure, value in measures(data):
+            interval = f"{value['low']:.3f} to {value['high']:.3f}"
+            rows.append((name, measure, f"{value['mean']:.3f}", interval, str(data["tasks"])))
     return rows
 
 
@@ -99,11 +158,10 @@ def training(found: Findings) -> list[tuple[str, ...]]:
     """Rows (run, updates, measure, first, last): means of the first and last tenth of the updates."""
     rows: list[tuple[str, ...]] = []
     for run in found.runs:
-        measure = "loss" if "loss" in run.metrics[0] else "pass_rate"
-        values = [metrics[measure] for metrics in run.metrics]
+        values = run.series(run.measure)
         part = max(1, len(values) // 10)
         first, last = sum(values[:part]) / part, sum(values[-part:]) / part
-        rows.append((run.name, str(len(values)), measure, f"{first:.3f}", f"{last:.3f}"))
+        rows.append((run.name, str(len(values)), run.measure, f"{first:.3f}", f"{last:.3f}"))
     return rows
 
 
@@ -134,7 +192,7 @@ def print_report(found: Findings) -> None:
 
 def curve(run: Run, measure: str, colour: str, width: int = 420, height: int = 150) -> str:
     """One measure over the updates as an SVG picture, smoothed over a twentieth of them."""
-    values = [metrics[measure] for metrics in run.metrics if measure in metrics]
+    values = run.series(measure)
     part = max(1, len(values) // 20)
     smooth = [
         sum(values[max(0, k - part + 1) : k + 1]) / len(values[max(0, k - part + 1) : k + 1])
@@ -168,8 +226,7 @@ def bars(found: Findings, width: int = 640) -> str:
     rows = [
         (f"{name}: {measure}", value, 100.0 if value["high"] > 1 else 1.0)
         for name, data in found.evals
-        for measure, value in data.items()
-        if isinstance(value, dict) and "mean" in value
+        for measure, value in measures(data)
     ]
     height, left = 24 * len(rows) + 8, 280
     parts = []
@@ -207,7 +264,8 @@ def page(found: Findings, title: str) -> str:
     curves = "".join(
         curve(run, measure, COLOURS[number % len(COLOURS)])
         for number, run in enumerate(found.runs)
-        for measure in (("loss",) if "loss" in run.metrics[0] else ("pass_rate", "reward"))
+        for measure in (("loss",) if run.measure == "loss" else ("pass_rate", "reward"))
+        if run.series(measure)
     )
     samples = "".join(
         f"<h3>{html.escape(str(sample['task_id']))}</h3><pre>{html.escape(sample['text'])}</pre>"

@@ -62,6 +62,45 @@ def test_page_is_well_formed_and_complete(left: Path) -> None:
     assert "http" not in text  # nothing is fetched
 
 
+def test_what_is_not_ours_is_passed_over(left: Path) -> None:
+    before = find(str(left))
+    foreign = [
+        {"benchmark": 1}, {"benchmark": "x", "tasks": None}, {"command": "x", "read": "many", "kept": 1},
+        {"command": "x", "read": 1}, {"command": "x", "read": 1, "kept": 1, "dropped": [1]},
+        {"command": "x", "read": 1, "kept": 1, "dropped": {"a": None}},
+    ]  # fmt: skip
+    for number, data in enumerate(foreign):
+        (left / f"{number}.json").write_bytes(orjson.dumps(data))
+    (left / "directory.json").mkdir()
+    (left / "other").mkdir()
+    (left / "other" / "metrics.jsonl").write_text('{"accuracy": 1}\n')
+    settings = Settings(output=str(left / "sample-2.jsonl.zst"), quiet=True)
+    write_records("generate", {}, settings, [{"id": "a"}, {"id": "b", "task_id": "t", "text": 1}], list)
+    assert find(str(left)) == before
+    (left / "odd.json").write_bytes(orjson.dumps({"benchmark": "x", "tasks": 1, "a": {"mean": None}, "b": {"mean": 1}}))
+    assert figures(find(str(left))) == figures(before)
+    page(find(str(left)), "t")
+
+
+def test_metrics_of_a_run_that_goes_on(left: Path) -> None:
+    path = left / "pretrain" / "metrics.jsonl"
+    whole = path.read_bytes()
+    rows = training(find(str(left)))
+    path.write_bytes(whole + b'{"step": 40, "loss": null}\n{"step": 41, "lo')
+    (left / "pretrain" / "step-00000040" / "lineage.json").write_text('{"stage": 1}')
+    assert training(find(str(left))) == rows
+    page(find(str(left)), "t")
+
+
+@pytest.mark.parametrize("line", [b"{\n", b"[1]\n", b"\xff\n", b"\n"])
+def test_damaged_metrics_are_named(left: Path, line: bytes) -> None:
+    path = left / "pretrain" / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + line + b'{"step": 41, "loss": 1.0}\n')
+    with pytest.raises(IqcError, match=r"metrics.jsonl:41: not a line of metrics") as error:
+        find(str(left))
+    assert error.value.remedy
+
+
 def test_nothing_to_report(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("[1, 2]")
     (tmp_path / "broken.json").write_text("{")
