@@ -62,8 +62,11 @@ NEEDED = {
     "torch": ("torch", "train, rl, generate"),
 }
 OPTIONAL = {
-    "triton": ("triton", "fused kernels on a GPU", "it comes with PyTorch's builds for GPUs on Linux"),
-    "deepspeed": ("deepspeed", "training on more than one GPU", "pip install 'iqc[deepspeed]'"),
+    "triton": (
+        "triton",
+        "nothing yet: kernels for a GPU will need it",
+        "it comes with PyTorch's builds for GPUs on Linux",
+    ),
     "ray": ("ray", "--ray ADDRESS", "pip install 'iqc[ray]'"),
     "transformers": ("transformers", "loading exported models, and the tests that do", "pip install transformers"),
 }

@@ -62,3 +62,4 @@ def test_lsh_for_a_threshold_uses_no_more_permutations_than_given():
     low, high = Lsh.for_threshold(0.5, 112), Lsh.for_threshold(0.9, 112)
     assert low.bands * low.rows <= 112 and high.bands * high.rows <= 112
     assert low.rows < high.rows
+    assert Lsh.for_threshold(0.7) == Lsh(22, 5)  # finds 98 pairs in 100 at J = 0.7
