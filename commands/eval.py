@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iqc.commands.generate import BatchSize, Model, NewTokens, Samples, Temperature, TopK, TopP
+from iqc.errors import UsageError
 from iqc.options import Inputs, OutputFile, Seed, Summary, command_app, config_options, stage_options
 
 if TYPE_CHECKING:
@@ -79,15 +80,20 @@ def run(
     from iqc.evals.run import run_benchmark, write_figures
     from iqc.model.complete import Sampling
 
+    if max(numbers(ks)) > samples:
+        raise UsageError(
+            f"-k {ks} of {samples} samples", remedy=f"pass@k wants k samples: --samples {max(numbers(ks))}"
+        )
     sampling = Sampling(samples, max_new_tokens, temperature, top_p, top_k, seed, batch)
     summary, settings.summary = settings.summary, None
     write_figures(run_benchmark(name, data, model, sampling, settings, numbers(ks), unsafe_exec), summary)
 
 
 def numbers(text: str) -> list[int]:
-    from iqc.errors import UsageError
-
     try:
-        return [int(part) for part in text.split(",")]
+        ks = [int(part) for part in text.split(",")]
+        if min(ks) < 1:
+            raise ValueError
+        return ks
     except ValueError:
-        raise UsageError(f"-k {text}", remedy="-k takes numbers, such as 1,10") from None
+        raise UsageError(f"-k {text}", remedy="-k takes numbers from 1 on (there is no pass@0), such as 1,10") from None

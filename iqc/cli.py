@@ -39,6 +39,14 @@ COMMANDS = {  # in the order of the pipeline; the text is what `iqc -h` shows
     "completion": "Print the completion script of a shell",
 }
 
+REMEDIES: dict[type[OSError], str] = {  # of an error that names a file
+    FileNotFoundError: "check the path, or make its directory",
+    FileExistsError: "remove it, or name another path",
+    PermissionError: "name a path that this user may read or write, or change its mode",
+    IsADirectoryError: "name a file, not a directory",
+    NotADirectoryError: "name a directory, not a file",
+}
+
 
 class Commands(TyperGroup):
     """Knows the names; imports a command when it is called or completed."""
@@ -161,6 +169,16 @@ def run(args: list[str]) -> int:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"{shown}: {place}{error.strerror or error}", file=sys.stderr)
+        if error.filename and type(error) in REMEDIES:
+            print(f"  {REMEDIES[type(error)]}", file=sys.stderr)
+        return 1
+    except (ImportError, MemoryError) as error:
+        if os.environ.get("IQC_DEBUG"):
+            traceback.print_exc()
+        what, remedy = str(error), "`iqc doctor` says what is missing or broken"
+        if isinstance(error, MemoryError):
+            what, remedy = "out of memory", "use fewer --jobs, or smaller batches"
+        print(f"{shown}: {what}\n  {remedy}", file=sys.stderr)
         return 1
     except Exception as error:
         if os.environ.get("IQC_DEBUG"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from iqc import cli
 from iqc.errors import IqcError
 from iqc.streams.writer import AtomicFile
 
@@ -122,6 +123,33 @@ def test_numbers_that_are_none(records: Path, args: str):
 def test_sizes_that_no_machine_has(records: Path, tmp_path: Path, args: str):
     done = iqc(*args.format(records).split(), cwd=tmp_path)
     assert done.returncode == 2 and "is not in the range" in done.stderr
+
+
+@pytest.mark.parametrize(("ks", "remedy"), [("1,10", "--samples 10"), ("0", "from 1 on"), ("-1", "from 1 on")])
+def test_more_than_was_drawn_cannot_pass(tmp_path: Path, ks: str, remedy: str):
+    done = iqc("eval", "run", "fim", "--data", "d", "--model", "m", "-n", 2, f"--pass-at={ks}", cwd=tmp_path)
+    assert done.returncode == 2 and remedy in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (ImportError("No module named 'x'"), "No module named 'x'\n  `iqc doctor`"),
+        (MemoryError(), "out of memory\n  use fewer --jobs"),
+        (FileExistsError(17, "File exists", "p"), "p: File exists\n  remove it"),
+        (PermissionError(13, "Permission denied", "p"), "p: Permission denied\n  name a path"),
+        (IsADirectoryError(21, "Is a directory", "p"), "p: Is a directory\n  name a file"),
+        (OSError(28, "No space left on device"), "No space left on device\n"),
+    ],
+)
+def test_errors_of_the_machine_have_a_remedy(monkeypatch, capsys, error: Exception, shown: str):
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "load", fail)
+    assert cli.run(["stats"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"iqc stats: {shown}") and "internal error" not in said
 
 
 def test_ascii_terminals(records: Path):
