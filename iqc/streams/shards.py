@@ -60,7 +60,8 @@ def run_sharded(job: Job, source: StageInput, reduce: Reduce | None = None) -> C
 def run_rolling(job: Job, source: StageInput, reduce: Reduce, measure: Callable[[], dict] | None) -> Counts:
     """Run a set stage into a directory of shards, cut from its output."""
     directory = prepare(job)
-    counts, lineages = Counts(), []
+    counts = Counts()
+    lineages: list[dict] = []
 
     def finish(outputs: Outputs, number: int) -> None:
         shard_counts = Counts(read=outputs.main.records)
