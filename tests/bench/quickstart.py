@@ -1,6 +1,6 @@
 """Do the quickstart's numbers move, whatever the seed? The recipe for several seeds, and the spread of its figures.
 
-python tests/bench/quickstart.py [--seeds 3] [--print-only]
+python tests/bench/quickstart.py [--seeds 3] [--keep DIR] [--print-only]
 """
 
 import argparse
@@ -46,12 +46,15 @@ def run(seed: int, place: Path) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--keep", metavar="DIR", type=Path, help="leave logs and outputs of seed N in DIR/N")
     parser.add_argument("--print-only", action="store_true")
     options = parser.parse_args()
     rows = []
     for seed in range(options.seeds):
-        with tempfile.TemporaryDirectory() as place:
-            rows.append(run(seed, Path(place)))
+        with tempfile.TemporaryDirectory() as scratch:
+            place = options.keep / str(seed) if options.keep else Path(scratch)
+            place.mkdir(parents=True, exist_ok=True)
+            rows.append(run(seed, place))
         print(rows[-1], file=sys.stderr)
     goals = {
         "FIM edit similarity rises for every seed": all(
