@@ -238,7 +238,7 @@ def open_binary(name: str):
 def open_inputs(names: list[str]) -> list[Source]:
     """The sources that INPUT arguments name; a directory of shards is its shards in order."""
     if not names:
-        if sys.stdin is None or sys.stdin.isatty():
+        if sys.stdin is not None and sys.stdin.isatty():
             raise UsageError("no INPUT, and standard input is a terminal", remedy="name a file, or pipe records in")
         names = ["-"]
     sources: list[Source] = []
