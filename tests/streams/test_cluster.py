@@ -244,7 +244,7 @@ def test_waits_for_a_writer_given_up_for_lost(records, local, tmp_path, monkeypa
     source = StreamInput(settings.inputs)
     chunks = list(source.chunks())
     job = Job(Stage("head", __version__, {"count": "all"}), settings, Work(identity_factory))
-    made_by = job.stage.node() | {"input": source.identity(), "shard_mib": 8}
+    made_by = shard_module.maker(job, source)
     lines = Counter()
     shard_module.skip(source, iter(chunks[:1]), lines)
     shard = cluster_module.departing(source, 1, chunks[1:2], lines)
