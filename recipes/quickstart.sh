@@ -67,8 +67,9 @@ iqc train --stage sft --from mid-32k sft.jsonl.zst --steps 220 -o sft --optimize
 say "evaluate: the missing middle, before and after"
 order=0
 for model in fresh anneal mid-32k; do
+    order=$((order + 1))
     iqc eval run fim --data fim-test.jsonl.zst --model $model --max-new-tokens 16 \
-        --summary scores/fim-$((++order))-$model.json | sed "s/^/$model: /" | grep edit_similarity
+        --summary scores/fim-$order-$model.json | sed "s/^/$model: /" | grep edit_similarity
 done
 
 say "rl: GRPO on the tests of tasks; pass rate on held-out tasks, before and after"

@@ -22,7 +22,20 @@ MEASURES = {  # before and after: (file, measure)
 
 
 def run(seed: int, place: Path) -> dict:
-    """One quickstart: its seconds, and every measure before and after."""
+    """One quickstart: its seconds, and every measure before and after. One that is in `place` already is taken."""
+    done = place / "seconds"
+    if not done.exists():
+        done.write_text(str(quickstart(seed, place)))
+
+    def value(name: str, measure: str) -> float:
+        return json.loads((place / "work" / "scores" / f"{name}.json").read_text())[measure]["mean"]
+
+    figures = {measure: [value(*before), value(*after)] for measure, (before, after) in MEASURES.items()}
+    return {"seed": seed, "seconds": round(float(done.read_text()), 1)} | figures
+
+
+def quickstart(seed: int, place: Path) -> float:
+    """Run the recipe; returns its seconds."""
     started = time.perf_counter()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"SEED": str(seed), "PATH": path}
@@ -34,13 +47,7 @@ def run(seed: int, place: Path) -> dict:
             stderr=log,
             check=True,
         )
-    seconds = time.perf_counter() - started
-
-    def value(name: str, measure: str) -> float:
-        return json.loads((place / "work" / "scores" / f"{name}.json").read_text())[measure]["mean"]
-
-    figures = {measure: [value(*before), value(*after)] for measure, (before, after) in MEASURES.items()}
-    return {"seed": seed, "seconds": round(seconds, 1)} | figures
+    return time.perf_counter() - started
 
 
 def main() -> None:
