@@ -7,9 +7,7 @@ instead, and hands it the settings. Every option has four sources, the first tha
 
 import functools
 import inspect
-import json
 import math
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -34,6 +32,8 @@ def _read_config(ctx: typer.Context, path: str | None) -> str | None:
     """Make the file's settings the defaults of this command."""
     if path is None:
         return None
+    import tomllib
+
     try:
         table = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -240,4 +240,6 @@ def _toml(value: Any) -> str:
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, int | float):
         return str(value)
+    import json
+
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's other escapes are TOML's
