@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from iqc import __version__
+from iqc.cores import usable_cores
 from iqc.errors import IqcError
 
 OK, MISSING, BROKEN = "ok", "missing", "broken"
@@ -82,18 +83,13 @@ GIT = (2, 36)  # the first that has what iqc.history asks of it
 
 def checks() -> list[Check]:
     """All checks, in the order in which they are shown. Takes some seconds, most of them PyTorch's."""
-    with ThreadPoolExecutor(min(8, cores())) as pool:
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         needed = [pool.submit(_needed, name, *row) for name, row in NEEDED.items()]
         optional = [pool.submit(_optional, name, *row) for name, row in OPTIONAL.items()]
         gpus, clash, grammars = pool.submit(_gpus), pool.submit(_kernels_clash), pool.submit(_grammars)
         found = _machine() + [future.result() for future in needed] + [grammars.result()]
         found += gpus.result() + [future.result() for future in optional] + [clash.result()]
     return found + [_tool(name, *row) for name, row in TOOLS.items()] + _sandbox()
-
-
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _machine() -> list[Check]:
@@ -103,7 +99,7 @@ def _machine() -> list[Check]:
         Check("machine", "iqc", OK, f"{__version__}, {Path(__file__).parent}"),
         Check("machine", "python", OK if enough else BROKEN, python, remedy="" if enough else "use 3.11", core=True),
         Check("machine", "system", OK, f"{platform.system()} {platform.release()}, {platform.machine()}"),
-        Check("machine", "cores", OK, f"{cores()} usable of {os.cpu_count()}"),
+        Check("machine", "cores", OK, f"{usable_cores()} usable of {os.cpu_count()}"),
         Check("machine", "memory", OK, _memory()),
         Check("machine", "disk", OK, f"{_gib(shutil.disk_usage('.').free)} free in {os.getcwd()}"),
     ]
