@@ -10,10 +10,12 @@ size); query head h reads key/value head h // (query heads / key heads).
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class Documents:
@@ -91,9 +93,11 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> T
     q [B, T, H, D]; k, v [B, T, K, D] with K dividing H. Returns [B, T, H, D].
     """
     mask = None if documents.whole else documents.causal_mask()
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, is_causal=documents.whole, enable_gqa=True
-    )
+    fast = documents.whole and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if fast else nullcontext():
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, is_causal=documents.whole, enable_gqa=True
+        )
     return out.transpose(1, 2)
 
 

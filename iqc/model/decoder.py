@@ -7,8 +7,9 @@ between); their attention mixes a global branch over pass 1's keys and values wi
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,10 +52,10 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, first: KeyValue | None):
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, turned; `Block` mixes the values and calls `o_proj`."""
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        return self.o_proj(attend(q, k, v, first).flatten(2)), k, v
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
 
 
 class MLP(nn.Module):
@@ -76,12 +77,61 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, h: Tensor, cos: Tensor, sin: Tensor, attend: Attend, first: KeyValue | None):
+    def before(self, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What comes before the attention: h [B, T, hidden size] to q, k, v [B, T, heads, head size]."""
+        return self.self_attn(self.input_layernorm(h), cos, sin)
+
+    def after(self, h: Tensor, mixed: Tensor, recompute: bool = False) -> Tensor:
+        """What comes after it; `recompute` keeps nothing of the MLP but its input."""
+        h = h + self.self_attn.o_proj(mixed.flatten(2))
+        return recomputed(self.feed, h) if recompute else self.feed(h)
+
+    def feed(self, h: Tensor) -> Tensor:
+        return h + self.mlp(self.post_attention_layernorm(h))
+
+    def forward(
+        self, h: Tensor, cos: Tensor, sin: Tensor, attend: Attend, first: KeyValue | None, pieces: "Pieces", keep: bool
+    ):
         """Returns h, k and v. Keys and values are results, not side effects: pass 1's are consumed a whole pass later,
-        and activation recompute cuts gradients through anything that is not an input or an output."""
-        mixed, k, v = self.self_attn(self.input_layernorm(h), cos, sin, attend, first)
-        h = h + mixed
-        return h + self.mlp(self.post_attention_layernorm(h)), k, v
+        and activation recompute cuts gradients through anything that is not an input or an output. Without `keep` the
+        MLP's activations are recomputed."""
+        q, k, v = pieces.before(self, h, cos, sin)
+        return pieces.after(self, h, attend(q, k, v, first), not keep), k, v
+
+
+def recomputed(function: Callable, *args):
+    """function(*args), run again in backward instead of keeping what it made on the way. There is no dropout, so no
+    random state to restore."""
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+class Pieces(NamedTuple):
+    """A block's two sides of the attention as functions of the block; a trainer may put compiled ones in their place
+    (iqc.model.compiled)."""
+
+    before: Callable[..., tuple[Tensor, Tensor, Tensor]] = Block.before
+    after: Callable[..., Tensor] = Block.after
+
+
+@dataclass(frozen=True, slots=True)
+class Recompute:
+    """What backward computes again instead of keeping: time for memory. No gradient changes.
+
+    what    "none"; "mlp": all of a block's MLP half but its input, which leaves three tenths of the released shape's
+            activations and costs two of its three products again; "block": all but the block's input, k and v
+    first   to so many blocks from the start, counting each pass; None: to all. The others' activations are the first
+            that backward frees
+    """
+
+    what: str = "none"
+    first: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.what not in ("none", "mlp", "block"):
+            raise ValueError(f"recompute {self.what!r}: none, mlp or block")
+
+    def of(self, number: int) -> str:
+        return self.what if self.first is None or number < self.first else "none"
 
 
 class Embedding(nn.Embedding):
@@ -95,7 +145,8 @@ class Body(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.recompute = False  # trade a second forward of each block for its activations (training only)
+        self.recompute = Recompute()  # when training
+        self.pieces = Pieces()  # when gradients are asked for
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         gates = config.num_hidden_layers if config.loop_num > 1 else 0
@@ -126,16 +177,17 @@ class Body(nn.Module):
         positions = documents.positions if cache is None else cache.positions
         cos, sin = rotary(positions, self.config, h.dtype)
         firsts: list[KeyValue | None] = [None] * len(self.layers)
+        learns = torch.is_grad_enabled()
+        pieces = self.pieces if learns else Pieces()
         for loop in range(self.config.loop_num):
             for i, block in enumerate(self.layers):
                 attend: Attend = partial(self.attend, i, documents)
                 if cache is not None:
                     gate = self.gate(i) if loop > 0 else None
                     attend = partial(cache.attend, loop, i, gate, attend)
-                if self.recompute and self.training and torch.is_grad_enabled():
-                    h, k, v = checkpoint(block, h, cos, sin, attend, firsts[i], use_reentrant=False)
-                else:
-                    h, k, v = block(h, cos, sin, attend, firsts[i])
+                what = self.recompute.of(loop * len(self.layers) + i) if self.training and learns else "none"
+                args = h, cos, sin, attend, firsts[i], pieces, what != "mlp"
+                h, k, v = recomputed(block, *args) if what == "block" else block(*args)
                 if loop == 0 and self.config.loop_num > 1:
                     firsts[i] = (k, v)
         return self.norm(h)
@@ -201,13 +253,14 @@ class Decoder(nn.Module):
         Tokens of weight 0 do not reach the vocabulary head.
         """
         documents = self.documents(tokens, lengths)
-        hidden = self.model(tokens, documents)
         chosen = _predicted(documents)
         if weights is not None:
             chosen = chosen & (weights[:, 1:] != 0)
-        targets = tokens[:, 1:][chosen]
-        w = weights[:, 1:][chosen] if weights is not None else torch.ones(len(targets), device=tokens.device)
-        return linear_cross_entropy(hidden[:, :-1][chosen], self.lm_head.weight, targets, w), w.sum()
+        rows = F.pad(chosen, (0, 1)).flatten().nonzero()[:, 0]  # waits for a GPU, so before it is given the model
+        targets = tokens.flatten()[rows + 1]
+        w = weights.flatten()[rows + 1] if weights is not None else torch.ones(len(rows), device=tokens.device)
+        hidden = self.model(tokens, documents).flatten(0, 1)
+        return linear_cross_entropy(hidden, self.lm_head.weight, targets, w, rows), w.sum()
 
     def token_logprobs(self, tokens: Tensor, lengths: Sequence[Sequence[int]] | None = None) -> Tensor:
         """[B, T]: log p(tokens[b, t] | earlier tokens of its document) in nats, 0 where nothing is predicted."""

@@ -46,13 +46,17 @@ def middle(timings: Sequence[Timing]) -> Timing:
     return Timing(median(item.wall for item in timings), median(item.cpu for item in timings))
 
 
-def save(name: str, found: dict, packages: Sequence[str], print_only: bool = False) -> None:
-    """Print the result and write it to results/NAME.json."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=REPO, capture_output=True, text=True)
+def save(name: str, found: dict, packages: Sequence[str], print_only: bool = False, output: Path | None = None) -> None:
+    """Print the result and write it to results/NAME.json, or to `output`."""
+    described = ["git", "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(described, cwd=REPO, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:  # a machine without git
+        commit = ""
     model = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     about = {
         "command": " ".join(["python", *sys.argv]),
-        "commit": commit.stdout.strip(),
+        "commit": commit or os.environ.get("IQC_COMMIT", ""),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "machine": {
             "cpu": model[0] if model else platform.machine(),
@@ -64,5 +68,6 @@ def save(name: str, found: dict, packages: Sequence[str], print_only: bool = Fal
     text = json.dumps(about | {"result": found}, indent=1) + "\n"
     print(text, end="")
     if not print_only:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(text)
+        place = output or RESULTS / f"{name}.json"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iqc.model.decoder import Decoder, rotate
+from iqc.model.decoder import Decoder, Recompute, rotate
 
 SHAPES = [(1, 3), (2, 1), (2, 3), (2, 100), (3, 4)]  # (passes, window)
 
@@ -142,14 +142,17 @@ def test_padding_that_is_not_a_number_does_not_leak(tiny, loops, lengths):
     assert grads["model.embed_tokens.weight"][0].abs().sum().item() == 0
 
 
+@pytest.mark.parametrize(
+    "recompute", [Recompute("mlp"), Recompute("mlp", 3), Recompute("block"), Recompute("block", 3)]
+)
 @pytest.mark.parametrize("loops", [1, 2, 3])
-def test_recompute_changes_no_gradient(tiny, loops):
+def test_recompute_changes_no_gradient(tiny, loops, recompute):
     """Keys and values of pass 1 are used a pass later: recompute inside a block would lose their share."""
     tokens = torch.randint(50, (2, 13), generator=torch.Generator().manual_seed(0))
     gradients = []
-    for recompute in (False, True):
+    for how in (Recompute(), recompute):
         model = tiny(loops).train()
-        model.model.recompute = recompute
+        model.model.recompute = how
         loss, count = model.loss(tokens, [[6, 7], [10]])
         (loss / count).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
@@ -159,8 +162,8 @@ def test_recompute_changes_no_gradient(tiny, loops):
 
 
 def test_recompute_keeps_fewer_activations(tiny):
-    def saved_bytes(recompute: bool) -> int:
-        model = tiny().train()
+    def saved_bytes(recompute: Recompute) -> int:
+        model = tiny(intermediate_size=96).train()
         model.model.recompute = recompute
         storages = {}
 
@@ -173,7 +176,23 @@ def test_recompute_keeps_fewer_activations(tiny):
         assert loss.requires_grad
         return sum(storages.values())
 
-    assert saved_bytes(True) < saved_bytes(False) / 2
+    ways = [Recompute(), Recompute("mlp", 2), Recompute("mlp"), Recompute("block")]
+    sizes = [saved_bytes(way) for way in ways]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == len(sizes)
+    assert sizes[2] < sizes[0] * 0.6
+    assert sizes[3] < sizes[0] / 3
+
+
+def test_recompute_is_for_training(tiny):
+    model = tiny().eval()
+    model.model.recompute = Recompute("block")
+    runs = []
+    model.model.layers[0].register_forward_hook(lambda *_: runs.append(None))
+    model.loss(torch.zeros(1, 5, dtype=torch.int64))[0].backward()
+    assert len(runs) == 2  # passes
+    with pytest.raises(ValueError, match="none, mlp or block"):
+        Recompute("all")
 
 
 def test_gradient_of_a_weighted_loss_is_that_of_the_log_probabilities(tiny):
