@@ -43,19 +43,24 @@ def _to_slope(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return loss
 
 
+def _scale(gradient: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
+    return (gradient * by).to(dtype)
+
+
 @functools.cache
-def _fused_to_slope() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    return torch.compile(_to_slope)
+def _fused(function: Callable) -> Callable:
+    return torch.compile(function)
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b in total's precision: on a GPU inside the product, which accumulates in float32 anyway."""
-    if total.is_cuda and total.dtype != a.dtype:
-        torch.ops.aten.baddbmm.dtype_out(total[None], a[None], b[None], total.dtype, out=total[None])
-    elif total.is_cuda:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
+def _product(a: Tensor, b: Tensor, out: Tensor, beta: int = 0) -> Tensor:
+    """out = beta * out + a @ b, without a rounding to the precision of a and b where out's is higher."""
+    if out.is_cuda and out.dtype != a.dtype:
+        torch.ops.aten.baddbmm.dtype_out(out[None], a[None], b[None], out.dtype, beta=beta, out=out[None])
+        return out
+    if out.is_cuda:
+        return torch.addmm(out, a, b, beta=beta, out=out)
+    made = a.to(out.dtype) @ b.to(out.dtype)
+    return out.add_(made) if beta else out.copy_(made)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -63,19 +68,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, rows: Tensor | None) -> Tensor:
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         exact = torch.promote_types(weight.dtype, torch.float32)
-        grad_x = (torch.empty_like if rows is None else torch.zeros_like)(x) if needs_x else None
-        size = _chunk(weight, len(targets))
-        # The gradient of a GPU's only chunk is written in the head's precision; those of several are summed in float32.
-        whole = weight.is_cuda and 0 < len(targets) <= size
-        grad_weight = torch.zeros_like(weight, dtype=exact) if needs_weight and not whole else None
+        # Gradients stay exact until backward knows what to multiply them by: one rounding to the inputs' precision.
+        grad_x = (torch.empty_like if rows is None else torch.zeros_like)(x, dtype=exact) if needs_x else None
+        grad_weight = torch.empty_like(weight, dtype=exact) if needs_weight else None
+        if grad_weight is not None and not len(targets):
+            grad_weight.zero_()
         total = torch.zeros((), dtype=exact, device=x.device)
         weights = weights.to(exact)
+        size = _chunk(weight, len(targets))
         for at in range(0, len(targets), size):
             chunk = slice(at, at + size)
             part, target, w = x[chunk if rows is None else rows[chunk]], targets[chunk], weights[chunk]
             if weight.is_cuda:
                 slope = F.linear(part, weight)
-                total += _fused_to_slope()(slope, target, w)
+                total += _fused(_to_slope)(slope, target, w)
             else:
                 logits = _logits(part, weight)
                 lse = logits.logsumexp(dim=-1, keepdim=True)
@@ -86,26 +92,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 slope.scatter_add_(1, target[:, None], torch.full_like(lse, -1.0))
                 slope = slope.mul_(w[:, None]).to(x.dtype)
             if grad_x is not None:
-                grad_x[chunk if rows is None else rows[chunk]] = slope @ weight.to(x.dtype)
+                made = _product(slope, weight, torch.empty_like(part, dtype=exact))
+                grad_x[chunk if rows is None else rows[chunk]] = made
             if grad_weight is not None:
-                _add_product(grad_weight, slope.T, part)
-            elif needs_weight:
-                grad_weight = slope.T @ part
-        ctx.save_for_backward(grad_x, grad_weight if grad_weight is None else grad_weight.to(weight.dtype))
+                _product(slope.T, part, grad_weight, beta=int(at > 0))
+        ctx.save_for_backward(grad_x, grad_weight)
+        ctx.dtypes = x.dtype, weight.dtype
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        grad_x, grad_weight = ctx.saved_tensors
         # One multiplication each; the saved tensors are not written to, so the graph may be walked again.
-        return (
-            grad_x * grad.to(grad_x.dtype) if ctx.needs_input_grad[0] else None,
-            grad_weight * grad.to(grad_weight.dtype) if ctx.needs_input_grad[1] else None,
-            None,
-            None,
-            None,
-        )
+        scale = _fused(_scale) if grad.is_cuda else _scale
+        made = (g if g is None else scale(g, grad, dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes))
+        return (*made, None, None, None)
 
 
 def linear_cross_entropy(

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -113,9 +114,9 @@ class Side:
             torch.cuda.synchronize()
             self.peak = max(self.peak, torch.cuda.max_memory_allocated())
         if timed and cuda:
-            self.milliseconds += [a.elapsed_time(b) for a, b in zip(marks, marks[1:])]
+            self.milliseconds += [a.elapsed_time(b) for a, b in pairwise(marks)]
         elif timed:
-            self.milliseconds += [1e3 * (b - a) for a, b in zip(clock, clock[1:])]
+            self.milliseconds += [1e3 * (b - a) for a, b in pairwise(clock)]
 
     def result(self, case: Case, work: float) -> dict:
         seconds = median(self.milliseconds) / 1e3

@@ -58,3 +58,49 @@ def test_nothing_to_predict_is_zero_with_zero_gradients():
     assert loss.item() == 0
     assert weight.grad.abs().sum().item() == 0
     assert linear_logprobs(x, weight, torch.zeros(0, dtype=torch.int64)).shape == (0,)
+
+
+def test_rows_are_those_of_a_copy(problem):
+    x, weight, targets, weights = problem
+    rows = torch.tensor([12, 0, 5, 7])
+    ours = linear_cross_entropy(x, weight, targets[:4], weights[:4], rows)
+    theirs = linear_cross_entropy(x[rows], weight, targets[:4], weights[:4])
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    for a, b in zip(torch.autograd.grad(ours, (x, weight)), torch.autograd.grad(theirs, (x, weight))):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("chunk", [7, 100])
+def test_bfloat16_gradients_are_rounded_once(monkeypatch, chunk):
+    """As close to float64 as the plain form is, though the loss is scaled after the gradients are made."""
+    monkeypatch.setattr(module, "CHUNK_LOGITS", chunk * 80)
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(67, 32, generator=g).bfloat16(), torch.randn(80, 32, generator=g).mul_(0.2).bfloat16()
+    targets = torch.randint(80, (67,), generator=g)
+
+    def gradients(make, dtype):
+        inputs = [t.to(dtype).requires_grad_() for t in (x, weight)]
+        return torch.autograd.grad(make(*inputs) / 67, inputs)
+
+    def plain(x, weight):
+        logits = F.linear(x, weight)
+        return F.cross_entropy(logits.to(torch.promote_types(x.dtype, torch.float32)), targets, reduction="sum")
+
+    def ours(x, weight):
+        return linear_cross_entropy(x, weight, targets, torch.ones(67))
+
+    exact = gradients(plain, torch.float64)
+    for a, b, e in zip(gradients(ours, torch.bfloat16), gradients(plain, torch.bfloat16), exact):
+        assert a.dtype == torch.bfloat16
+        assert (a - e).norm() <= 1.2 * (b - e).norm()
+
+
+def test_compiled_slope_equals_the_plain_one():
+    """What a GPU runs in place of the lines for a CPU."""
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 11, dtype=torch.float64, generator=g).requires_grad_()
+    targets, weights = torch.randint(11, (5,), generator=g), torch.randn(5, dtype=torch.float64, generator=g)
+    loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+    slope = logits.detach().clone()
+    torch.testing.assert_close(module._to_slope(slope, targets, weights), loss.detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(slope, torch.autograd.grad(loss, logits)[0], rtol=0, atol=1e-12)
