@@ -6,6 +6,7 @@ between); their attention mixes a global branch over pass 1's keys and values wi
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -117,21 +118,27 @@ class Pieces(NamedTuple):
 class Recompute:
     """What backward computes again instead of keeping: time for memory. No gradient changes.
 
-    what    "none"; "mlp": all of a block's MLP half but its input, which leaves three tenths of the released shape's
-            activations and costs two of its three products again; "block": all but the block's input, k and v
-    first   to so many blocks from the start, counting each pass; None: to all. The others' activations are the first
-            that backward frees
+    The first `blocks` blocks, counting each pass, keep only their input, k and v. The next `mlps` keep all but their
+    MLP half, which leaves three tenths of the released shape's activations and costs two of the MLP's three products
+    again. The rest, which backward comes to first, keep all. So memory can be filled exactly.
     """
 
-    what: str = "none"
-    first: int | None = None
+    blocks: int = 0
+    mlps: int = 0
 
-    def __post_init__(self) -> None:
-        if self.what not in ("none", "mlp", "block"):
-            raise ValueError(f"recompute {self.what!r}: none, mlp or block")
+    @classmethod
+    def parse(cls, text: str) -> "Recompute":
+        """`none`, or `block` and `mlp`, each with a count or for all there are: `mlp`, `block:3,mlp:20`."""
+        counts = {"none": 0, "block": 0, "mlp": 0}
+        for part in text.split(","):
+            name, _, count = part.partition(":")
+            if name not in counts or not (count or "1").isdigit():
+                raise ValueError(f"recompute {text!r}: none, block[:N] or mlp[:N]")
+            counts[name] = int(count) if count else sys.maxsize
+        return cls(counts["block"], counts["mlp"])
 
     def of(self, number: int) -> str:
-        return self.what if self.first is None or number < self.first else "none"
+        return "block" if number < self.blocks else "mlp" if number - self.blocks < self.mlps else "none"
 
 
 class Embedding(nn.Embedding):

@@ -35,7 +35,7 @@ GIB = 1 << 30
 
 @dataclass(slots=True)
 class Case:
-    """One row of the table. `recompute` as WHAT or WHAT:FIRST (iqc.model.decoder.Recompute)."""
+    """One row of the table. `recompute` is what iqc.model.decoder.Recompute parses."""
 
     preset: str
     batch: int
@@ -52,7 +52,7 @@ class Case:
 
 CASES = {
     "7b-4k": Case("7b", 1, 4_096, peer="compiled"),
-    "7b-32k": Case("7b", 1, 32_768, peer="checkpointed", recompute="mlp:11", warm=1, rounds=2, steps=2, limit=240),
+    "7b-32k": Case("7b", 1, 32_768, peer="checkpointed", recompute="mlp", warm=1, rounds=2, steps=2, limit=240),
     "100m": Case("100m", 32, 2_048, peer="compiled", warm=3, rounds=4, steps=5),
     "loop4-4k": Case("7b", 1, 4_096, layers=4, loops=2),
     "loop4-32k": Case("7b", 1, 32_768, layers=4, loops=2, rounds=2, steps=2),
@@ -221,8 +221,8 @@ def run_case(name: str, case: Case, arguments: argparse.Namespace, write: Callab
     config = replace(preset(case.preset), loop_num=case.loops)
     config.num_hidden_layers = case.layers or config.num_hidden_layers
     model = Decoder(config, device=device).to(dtype).train()
-    what, _, first = (arguments.recompute or case.recompute).partition(":")
-    model.model.recompute = Recompute(what, int(first) if first else None)
+    recompute = arguments.recompute or case.recompute
+    model.model.recompute = Recompute.parse(recompute)
     compile_blocks(model, dynamic=False)
     # A small rate: the loss stays where it starts, and no figure depends on what is learnt.
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
@@ -238,7 +238,7 @@ def run_case(name: str, case: Case, arguments: argparse.Namespace, write: Callab
         return torch.randint(config.vocab_size, shape, generator=generator, device=device)
 
     sides = [Side("ours", ours, optimizer, device)]
-    found: dict = {"case": asdict(case), "recompute": f"{what}:{first}" if first else what, "dtype": arguments.dtype}
+    found: dict = {"case": asdict(case), "recompute": recompute, "dtype": arguments.dtype}
     found["parameters"] = sum(p.numel() for p in model.parameters())
     work = flops(case, config)
     found["model_tflop"] = work / 1e12
@@ -316,7 +316,7 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES), help=f"of {', '.join(CASES | SMALL)}")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16", help="of weights, gradients and moments")
-    parser.add_argument("--recompute", default="", metavar="WHAT[:FIRST]", help="instead of the cases' own")
+    parser.add_argument("--recompute", default="", metavar="WHAT", help="instead of the cases' own")
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--limit", type=int, default=0, help="seconds a case, instead of the cases' own")
     parser.add_argument("--print-only", action="store_true")

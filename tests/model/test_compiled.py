@@ -1,0 +1,85 @@
+"""Compiled pieces against the plain ones. The backend traces, differentiates and partitions as the one for a GPU does,
+and runs the graphs as they are: generating code would take minutes here."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch._dynamo
+from torch._dynamo.utils import counters
+
+from iqc.model.compiled import compile_blocks
+from iqc.model.decoder import Block, Pieces, Recompute
+
+BACKEND = "aot_eager_decomp_partition"
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def gradients(model, tokens, lengths=None):
+    model.zero_grad(set_to_none=True)
+    loss, count = model.loss(tokens, lengths)
+    (loss / count).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("recompute", ["none", "mlp:3", "block:1,mlp:1"])
+@pytest.mark.parametrize("loops", [1, 2, 3])
+def test_compiled_blocks_give_the_same_gradients(tiny, loops, recompute):
+    tokens = torch.randint(50, (2, 13), generator=torch.Generator().manual_seed(0))
+    model = tiny(loops).train()
+    expected = gradients(model, tokens, [[6, 7], [10]])
+    model.model.recompute = Recompute.parse(recompute)
+    compile_blocks(model, backend=BACKEND)
+    found = gradients(model, tokens, [[6, 7], [10]])
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-12)
+    # Once for all layers and passes: before, and after with and without its MLP kept.
+    ways = {model.model.recompute.of(number) == "mlp" for number in range(loops * 2)}
+    assert counters["stats"]["unique_graphs"] == 1 + len(ways)
+    assert not counters["graph_break"]
+
+
+def test_other_shapes_compile_once_more_and_generation_never(tiny):
+    model = tiny().train()
+    compile_blocks(model, backend=BACKEND)
+    for length in (9, 11, 12, 17, 23, 31, 64):
+        tokens = torch.zeros(2, length, dtype=torch.int64)
+        gradients(model, tokens)
+        with torch.no_grad():
+            model.token_logprobs(tokens)
+    assert counters["stats"]["unique_graphs"] <= 6  # of 14: each piece for the first shape, and for any length
+
+
+def test_compiled_pieces_keep_the_fewest_bytes(tiny):
+    """Of the MLP two up-projections, not their product; nothing wider than the weights."""
+    model = tiny(1, dtype=torch.bfloat16, intermediate_size=96).train()
+    compile_blocks(model, backend=BACKEND)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    block, h = model.model.layers[0], torch.randn(1, 64, 24).bfloat16().requires_grad_()
+    kept = {}
+
+    def pack(x):
+        if x.untyped_storage().data_ptr() not in weights:
+            kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    mixed = torch.randn(1, 64, 6, 4).bfloat16().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        model.model.pieces.after(block, h, mixed)
+    large = [x for x in kept.values() if x.numel() >= 64 * 24]
+    assert all(x.dtype == torch.bfloat16 for x in large)
+    assert sum(x.numel() for x in large) <= 64 * (2 * 96 + 3 * 24)
+
+
+def test_environment_turns_it_off(tiny, monkeypatch):
+    monkeypatch.setenv("IQC_COMPILE", "0")
+    model = tiny()
+    compile_blocks(model)
+    assert model.model.pieces == Pieces(Block.before, Block.after)
