@@ -262,6 +262,26 @@ def run_case(name: str, case: Case, arguments: argparse.Namespace, write: Callab
     rates.append(matmul_rate(device))
     found["matmul_tflops"] = [round(rate, 1) for rate in rates]
     write(found)
+    if arguments.profile:
+        found["profile"] = {side.name: profiled(side, batch()) for side in sides}
+        write(found)
+
+
+def profiled(side: Side, tokens) -> list[tuple[float, int, str]]:
+    """The kernels of one step that take longest: milliseconds in all, calls, name."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    cuda = side.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as trace:
+        side.step(tokens)
+        if cuda:
+            torch.cuda.synchronize()
+    rows = [
+        (round((e.self_device_time_total if cuda else e.self_cpu_time_total) / 1e3, 3), e.count, e.key[:90])
+        for e in trace.key_averages()
+    ]
+    return sorted(rows, reverse=True)[:40]
 
 
 def in_process(name: str, arguments: argparse.Namespace) -> dict:
@@ -304,10 +324,15 @@ def lines_of(name: str, found: dict) -> list[str]:
         memory = found["ours"]["peak_gib"] / found["peer"]["peak_gib"] if found["peer"]["peak_gib"] else float("nan")
         lines.append(f"{name:18} ratio {speed:9.3f} x the peer's tokens/s at {memory:.3f} x its memory")
     elif "agree" in check and not check["agree"]:
-        lines.append(f"{name:18} THE TWO DISAGREE: {json.dumps(check)}")
+        lines.append(f"{name:18} THE TWO DISAGREE")
+    if "agree" in check:
+        worst = max(check["gradient_differences"].values())
+        lines.append(f"{name:18} loss differs by {check['loss_difference']:.1e}, gradients by up to {worst:.1e}")
     if "error" in found:
         lines.append(f"{name:18} FAILED after {found['seconds']} s: ...{found['error'][-600:]}")
     lines.append(f"{name:18} took {found['seconds']} s, matmul {found.get('matmul_tflops')}")
+    for side, rows in found.get("profile", {}).items():
+        lines += [f"{name:18} {side:5} {ms:9.3f} ms {count:5} x {kernel}" for ms, count, kernel in rows]
     return lines
 
 
@@ -318,6 +343,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", help="of weights, gradients and moments")
     parser.add_argument("--recompute", default="", metavar="WHAT", help="instead of the cases' own")
     parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="also the kernels of one more step each")
     parser.add_argument("--limit", type=int, default=0, help="seconds a case, instead of the cases' own")
     parser.add_argument("--print-only", action="store_true")
     parser.add_argument("--output", type=Path, default=measure.RESULTS / "train_step.json")
