@@ -1,115 +1,41 @@
-"""The attention of the loop in plain PyTorch: what every faster kernel must equal, and what a CPU runs.
+"""The attention of the loop's later passes: a gate mixes attention to pass 1 with a window over the pass's own keys.
 
-A token sees an unbroken run of earlier tokens of its row: from the start of its document (causal attention), or from
-`window - 1` tokens back (local attention). So documents packed into one row need one number per token, the index where
-its document starts. Passes after the first mix two attentions with a gate (reference: the released LoopCoder, as
-vLLM's iquest_loopcoder.py computes it): global over the keys and values of pass 1, local over the pass's own.
+    out = g * causal_attention(q, k1, v1) + (1 - g) * local_attention(q, k2, v2),    g = sigmoid(<q, w> + b)
 
-Tensors are laid out [batch, tokens, heads, head size], as projections leave them. Scores are scaled by 1/sqrt(head
-size); query head h reads key/value head h // (query heads / key heads).
+(reference: the released LoopCoder, as vLLM's iquest_loopcoder.py computes it). The functions in plain PyTorch are the
+definition, and what a CPU runs. On a GPU the global branch runs on the fastest library (iqc.kernels.causal_attention)
+and everything else in one Triton pass each way (iqc.kernels.gated_window).
+
+Backward, per token and head, with P the probabilities of a branch and a prime for its gradient:
+    d(score, global) = g P_g (<dO, v1> - <dO, O_g>)          the library's backward for dO, with log-sum-exp - log(g)
+    d(score, local)  = (1 - g) P_l (<dO, v2> - <dO, O_l>)
+    d(gate's logit)  = g (1 - g) (<dO, O_g> - <dO, O_l>),    <dO, O_l> = sum of P_l <dO, v2>
+so of the forward only O_g, two log-sum-exps and g are kept, neither O_l nor a product with g.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.autograd.function import once_differentiable
 
-
-class Documents:
-    """Where each token's document starts, and the masks that follow from it, each built once per batch.
-
-    starts  int64 [B, T], index in the row of the first token of the token's document (its own index when padding)
-    real    bool [B, T], False for padding; None when there is none
-    whole   True when every row holds one document from index 0 (padding after it): plain causal attention is exact
-    """
-
-    def __init__(self, starts: Tensor, real: Tensor | None, whole: bool):
-        self.starts, self.real, self.whole = starts, real, whole
-        self._masks: dict[int | None, Tensor] = {}
-
-    @classmethod
-    def from_lengths(
-        cls, lengths: Sequence[Sequence[int]] | None, rows: int, width: int, device: torch.device | str | None = None
-    ) -> "Documents":
-        """Rows of `width` tokens; `lengths[b]` are the lengths of row b's documents, what they leave is padding."""
-        if lengths is None:
-            return cls(torch.zeros(rows, width, dtype=torch.int64, device=device), None, whole=True)
-        if len(lengths) != rows or any(n < 0 for row in lengths for n in row) or any(sum(r) > width for r in lengths):
-            raise ValueError(f"lengths {lengths} do not fit {rows} rows of {width} tokens")
-        starts = torch.arange(width).repeat(rows, 1)
-        real = torch.zeros(rows, width, dtype=torch.bool)
-        for b, row in enumerate(lengths):
-            at = 0
-            for n in row:
-                starts[b, at : at + n] = at
-                at += n
-            real[b, :at] = True
-        whole = all(sum(n > 0 for n in row) <= 1 for row in lengths)
-        padded = not bool(real.all())
-        return cls(starts.to(device), real.to(device) if padded else None, whole)
-
-    @classmethod
-    def from_mask(cls, real: Tensor) -> "Documents":
-        """One document a row, padded before or after: `real` [B, T] is true on one unbroken run of each row."""
-        index = torch.arange(real.shape[1], device=real.device)
-        first = real.int().argmax(dim=1, keepdim=True)
-        return cls(torch.where(real, first, index), real, whole=False)
-
-    @property
-    def positions(self) -> Tensor:
-        """int64 [B, T]: how far into its document a token is."""
-        return torch.arange(self.starts.shape[1], device=self.starts.device) - self.starts
-
-    def causal_mask(self) -> Tensor:
-        """bool [B, 1, T, T], true where the query (row) sees the key (column)."""
-        if None not in self._masks:
-            index = torch.arange(self.starts.shape[1], device=self.starts.device)
-            seen = (index >= self.starts[:, :, None]) & (index <= index[:, None])
-            self._masks[None] = seen[:, None]
-        return self._masks[None]
-
-    def local_mask(self, window: int) -> Tensor:
-        """bool [B * blocks, 1, window, 2 * window]: queries of a block against keys of the one before and it."""
-        if window not in self._masks:
-            width = self.starts.shape[1]
-            blocks = -(-width // window)
-            query = torch.arange(blocks * window, device=self.starts.device).view(blocks, window, 1)
-            key = torch.arange(2 * window, device=self.starts.device) + (query[:, :1] - window)
-            # Queries beyond the row's end start at their own index: they see themselves, and a softmax over nothing
-            # (not a number) cannot arise.
-            own = query.flatten()[width:].expand(len(self.starts), -1)
-            starts = torch.cat([self.starts, own], dim=1).view(-1, blocks, window, 1)
-            seen = (key >= starts) & (key <= query) & (key > query - window)
-            self._masks[window] = seen.view(-1, 1, window, 2 * window)
-        return self._masks[window]
-
-
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
-    """Softmax attention of each token over its document up to and including itself.
-
-    q [B, T, H, D]; k, v [B, T, K, D] with K dividing H. Returns [B, T, H, D].
-    """
-    mask = None if documents.whole else documents.causal_mask()
-    fast = documents.whole and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if fast else nullcontext():
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, is_causal=documents.whole, enable_gqa=True
-        )
-    return out.transpose(1, 2)
+from iqc.kernels import causal_attention as everywhere
+from iqc.kernels.causal_attention import causal_attention, use_kernels
+from iqc.kernels.documents import Documents
 
 
 def local_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int) -> Tensor:
     """Softmax attention of each token over the last `window` tokens of its document, itself included.
 
-    Shapes as causal_attention. Rows are cut into blocks of `window`; a block needs no key but its own and those of the
-    block before, so work grows with T * window and no [T, T] mask exists.
+    q [B, T, H, D]; k, v [B, T, K, D]. Rows are cut into blocks of `window`; a block needs no key but its own and those
+    of the block before, so work grows with T * window and no [T, T] mask exists.
     """
     b, t, heads, size = q.shape
     if t <= window:
-        return causal_attention(q, k, v, documents)
+        return F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), documents.causal_mask(), enable_gqa=True
+        ).transpose(1, 2)
     blocks = -(-t // window)
     tail = blocks * window - t
     q = F.pad(q, (0, 0, 0, 0, 0, tail)).view(b * blocks, window, heads, size)
@@ -149,6 +75,41 @@ def loop_attention(
     q [B, T, H, D] of this pass, after RoPE; k1, v1 [B, T, K, D] of pass 1 of the same layer (k1 after RoPE); k2, v2 of
     this pass; gate_weight [H, D]; gate_bias [H]. Returns [B, T, H, D]. Gradients reach k1 and v1.
     """
-    everywhere = causal_attention(q, k1, v1, documents)
-    nearby = local_attention(q, k2, v2, documents, window)
-    return torch.lerp(nearby, everywhere, gate(q, gate_weight, gate_bias))
+    if use_kernels(q):
+        return FusedLoopAttention.apply(q, k1, v1, k2, v2, gate_weight, gate_bias, documents, window)
+    far = causal_attention(q, k1, v1, documents)
+    near = local_attention(q, k2, v2, documents, window)
+    return torch.lerp(near, far, gate(q, gate_weight, gate_bias))
+
+
+class FusedLoopAttention(torch.autograd.Function):
+    """loop_attention on a GPU; its arguments. A shape that the kernels cannot take is a ValueError."""
+
+    @staticmethod
+    def forward(ctx, q, k1, v1, k2, v2, gate_weight, gate_bias, documents: Documents, window: int) -> Tensor:
+        from iqc.kernels import gated_window
+
+        q, k1, v1, k2, v2 = (x.contiguous() for x in (q, k1, v1, k2, v2))
+        weight = gate_weight.to(q.dtype).contiguous()
+        gated_window.check(q, k2, window)
+        far, lse, state = everywhere.forward(q, k1, v1, documents)
+        far = far.contiguous()
+        out, near_lse, g = gated_window.forward(q, k2, v2, far, lse, weight, gate_bias.float(), documents, window)
+        ctx.save_for_backward(q, k1, v1, k2, v2, weight, far, lse, near_lse, g, *state)
+        ctx.documents, ctx.window = documents, window
+        ctx.gate_dtypes = gate_weight.dtype, gate_bias.dtype
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Any:
+        from iqc.kernels import gated_window
+
+        q, k1, v1, k2, v2, weight, far, lse, near_lse, g, *state = ctx.saved_tensors
+        grad = grad.contiguous()
+        dq, dk1, dv1 = everywhere.backward(grad, q, k1, v1, far, lse, tuple(state), ctx.documents)
+        dq = dq.contiguous()
+        dk2, dv2, dw, db = gated_window.backward(
+            grad, q, k2, v2, far, weight, near_lse, g, dq, ctx.documents, ctx.window
+        )
+        return dq, dk1, dv1, dk2, dv2, dw.to(ctx.gate_dtypes[0]), db.to(ctx.gate_dtypes[1]), None, None

@@ -9,7 +9,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from iqc.export.configuration_iquestloopcoder import IQuestLoopCoderConfig
-from iqc.kernels.loop_attention import Documents
+from iqc.kernels.documents import Documents
 from iqc.model.decoder import Body
 
 

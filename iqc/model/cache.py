@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iqc.kernels.loop_attention import Documents, gate
+from iqc.kernels.documents import Documents
+from iqc.kernels.loop_attention import gate
 from iqc.model.config import ModelConfig
 
 

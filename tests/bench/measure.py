@@ -56,7 +56,7 @@ def save(name: str, found: dict, packages: Sequence[str], print_only: bool = Fal
     model = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     about = {
         "command": " ".join(["python", *sys.argv]),
-        "commit": commit or os.environ.get("IQC_COMMIT", ""),
+        "commit": os.environ.get("IQC_COMMIT") or commit,  # a copied tree may not know its own
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "machine": {
             "cpu": model[0] if model else platform.machine(),

@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iqc.kernels.loop_attention import Documents, causal_attention, gate, local_attention, loop_attention
+from iqc.kernels.causal_attention import causal_attention
+from iqc.kernels.documents import Documents
+from iqc.kernels.loop_attention import gate, local_attention, loop_attention
 
 torch.set_num_threads(1)
 
