@@ -12,6 +12,7 @@ the local branch on its own with gates near 0, 1/2 and 1.
 """
 
 import argparse
+import inspect
 import sys
 import time
 from collections.abc import Callable
@@ -64,8 +65,8 @@ def flex_masked(q: Tensor, k: Tensor, v: Tensor, mask) -> Tensor:
 def with_offsets(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int) -> Tensor:
     edges, longest = documents.offsets
     flat = (x.flatten(0, 1) for x in (q, k, v))
-    out = varlen_attn(*flat, edges, edges, longest, longest, window_size=(window, 0), enable_gqa=True)
-    return out.view_as(q)
+    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}  # torch 2.13
+    return varlen_attn(*flat, edges, edges, longest, longest, window_size=(window, 0), **grouped).view_as(q)
 
 
 def inputs(rows: int, width: int, gate_bias: float = 2.0, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
@@ -204,7 +205,7 @@ def run(case: str, rounds: int) -> dict:
         try:
             apart = [error(a, b) for a, b in zip(results(function, tensors, grad), ours)]
             place = found["attention"][name] = {"differs": max(apart), "kept": kept(function, tensors)}
-        except (RuntimeError, torch.OutOfMemoryError) as failure:
+        except Exception as failure:  # one row less, whatever it was
             print(f"{case} {name}: {str(failure)[:200]}", flush=True)
             continue
         if place["differs"] <= AGREE:
@@ -245,7 +246,7 @@ def main() -> None:
         rounds = 3 if case == "131072" else options.rounds
         try:
             found["cases"][case] = run(case, rounds)
-        except (RuntimeError, torch.OutOfMemoryError) as failure:
+        except Exception as failure:
             print(f"{case}: {str(failure)[:300]}", flush=True)
         torch.cuda.empty_cache()
         print(f"{case}: {time.perf_counter() - started:.0f} s", flush=True)
