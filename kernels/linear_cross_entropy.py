@@ -65,8 +65,12 @@ def _product(a: Tensor, b: Tensor, out: Tensor, beta: int = 0) -> Tensor:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, rows: Tensor | None) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, rows: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
         needs_x, needs_weight = ctx.needs_input_grad[:2]
+        ctx.dtypes = x.dtype, weight.dtype
+        weight = weight.to(dtype)
         exact = torch.promote_types(weight.dtype, torch.float32)
         # Gradients stay exact until backward knows what to multiply them by: one rounding to the inputs' precision.
         grad_x = (torch.empty_like if rows is None else torch.zeros_like)(x, dtype=exact) if needs_x else None
@@ -78,7 +82,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         size = _chunk(weight, len(targets))
         for at in range(0, len(targets), size):
             chunk = slice(at, at + size)
-            part, target, w = x[chunk if rows is None else rows[chunk]], targets[chunk], weights[chunk]
+            part = x[chunk if rows is None else rows[chunk]].to(dtype)
+            target, w = targets[chunk], weights[chunk]
             if weight.is_cuda:
                 slope = F.linear(part, weight)
                 total += _fused(_to_slope)(slope, target, w)
@@ -90,14 +95,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     continue
                 slope = logits.sub_(lse).exp_()  # d nll / d logits = softmax - one-hot
                 slope.scatter_add_(1, target[:, None], torch.full_like(lse, -1.0))
-                slope = slope.mul_(w[:, None]).to(x.dtype)
+                slope = slope.mul_(w[:, None]).to(dtype)
             if grad_x is not None:
                 made = _product(slope, weight, torch.empty_like(part, dtype=exact))
                 grad_x[chunk if rows is None else rows[chunk]] = made
             if grad_weight is not None:
                 _product(slope.T, part, grad_weight, beta=int(at > 0))
         ctx.save_for_backward(grad_x, grad_weight)
-        ctx.dtypes = x.dtype, weight.dtype
         return total
 
     @staticmethod
@@ -106,7 +110,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # One multiplication each; the saved tensors are not written to, so the graph may be walked again.
         scale = _fused(_scale) if grad.is_cuda else _scale
         made = (g if g is None else scale(g, grad, dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes))
-        return (*made, None, None, None)
+        return (*made, None, None, None, None)
 
 
 def linear_cross_entropy(
@@ -115,9 +119,12 @@ def linear_cross_entropy(
     """sum_n weights[n] * -log softmax(weight @ x[rows[n]])[targets[n]], in nats.
 
     x [N, D]; weight [V, D]; targets int64 [M]; weights [M], constants; rows int64 [M], distinct rows of x, by default
-    all of them. Returns a scalar, float32 or wider.
+    all of them. Returns a scalar, float32 or wider. Under autocast the matrix products are in its precision.
     """
-    return _LinearCrossEntropy.apply(x, weight, targets, weights, rows)
+    device = weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    with torch.autocast(device, enabled=False):
+        return _LinearCrossEntropy.apply(x, weight, targets, weights, rows, dtype)
 
 
 def linear_logprobs(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

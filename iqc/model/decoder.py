@@ -45,6 +45,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
+class RMSNorm(nn.RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)  # wider under autocast
+
+
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -75,9 +80,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
     def before(self, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,7 +167,7 @@ class Body(nn.Module):
         self.gate_projections = nn.ModuleList(
             nn.Linear(config.head_dim, config.num_attention_heads) for _ in range(gates)
         )
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def gate(self, layer: int) -> nn.Linear:
         return cast(nn.Linear, self.gate_projections[layer])  # a ModuleList forgets what it holds
@@ -171,7 +176,8 @@ class Body(nn.Module):
         if first is None:
             return causal_attention(q, k, v, documents)
         gate = self.gate(layer)
-        return loop_attention(q, *first, k, v, gate.weight, gate.bias, documents, self.config.loop_window_size)
+        weight, bias = gate.weight.to(q.dtype), gate.bias.to(q.dtype)  # wider under autocast
+        return loop_attention(q, *first, k, v, weight, bias, documents, self.config.loop_window_size)
 
     def forward(self, tokens: Tensor, documents: Documents, cache: Cache | None = None) -> Tensor:
         """tokens int64 [B, T] to hidden states [B, T, hidden size] after the final norm.
@@ -179,6 +185,8 @@ class Body(nn.Module):
         With a cache, `documents` is the cache's and the tokens continue what it holds.
         """
         h = self.embed_tokens(tokens)
+        if torch.is_autocast_enabled(h.device.type):  # the residual stream too: half the bytes of what each block reads
+            h = h.to(torch.get_autocast_dtype(h.device.type))
         if (
             documents.real is not None
         ):  # zero stays zero or finite through every block, whatever padding tokens embed to
