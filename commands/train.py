@@ -15,6 +15,12 @@ class Optimizer(StrEnum):
     muon = "muon"
 
 
+class Precision(StrEnum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+    bf16_pure = "bf16-pure"
+
+
 @app.command()
 @config_options
 def train(
@@ -57,6 +63,16 @@ def train(
         Optimizer, typer.Option("--optimizer", help="Muon: for the matrices of the blocks.")
     ] = Optimizer.adamw,
     rate: Annotated[float, typer.Option("--rate", metavar="X", min=0, help="Peak learning rate; 0: by width.")] = 0.0,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(
+            "--precision", help="bf16: products alone; bf16-pure: weights too. By default bf16 on a GPU, else fp32."
+        ),
+    ] = None,
+    recompute: Annotated[
+        str,
+        typer.Option("--recompute", metavar="WHAT", help="To save memory: mlp, block, or with counts block:2,mlp:10."),
+    ] = "none",
     save_every: Annotated[
         int, typer.Option("--save-every", metavar="N", min=0, max=INT32, help="Updates between checkpoints.")
     ] = 100,
@@ -71,6 +87,7 @@ def train(
     from iqc.train.trainer import TrainSettings, run_train
 
     settings = TrainSettings(
-        stage, model, start, steps, epochs, batch_rows, micro_rows, context, optimizer.value, rate, save_every, seed
-    )
+        stage, model, start, steps, epochs, batch_rows, micro_rows, context, optimizer.value, rate, save_every, seed,
+        precision.value if precision else "", recompute,
+    )  # fmt: skip
     run_train(settings, inputs or [], output, tokenizer, valid, summary, quiet)

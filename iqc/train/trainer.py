@@ -1,4 +1,4 @@
-"""The training loop: packed rows in, checkpoints and metrics out, on one device in plain PyTorch.
+"""The training loop: packed rows in, checkpoints and metrics out, on one device, on a GPU with compiled blocks.
 
 An update's loss is the sum over its predicted tokens divided by their number in the whole update, so micro-batches
 change memory, not the result. The rows of update k depend on (seed, k) alone and the rate on k alone, there is no
@@ -19,8 +19,9 @@ import torch
 from iqc import __version__
 from iqc.errors import IqcError, UsageError
 from iqc.model.checkpoint import load_model
+from iqc.model.compiled import compile_blocks
 from iqc.model.config import ModelConfig, preset
-from iqc.model.decoder import Decoder
+from iqc.model.decoder import Decoder, Recompute
 from iqc.streams.lineage import Input, Stage, lineage_of
 from iqc.streams.runner import Counts, Settings, StreamInput, read_records, report
 from iqc.tokens.loader import Batch, SequenceStore, batches
@@ -35,6 +36,12 @@ from iqc.train.stages import stage as find_stage
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1  # on matrices; norms, the loop's gates and the embedding go without
 CLIP = 1.0  # the norm that gradients are scaled down to
+# Of weights, gradients and moments; and of the matrix products, where it is another (autocast).
+PRECISIONS = {
+    "fp32": (torch.float32, None),
+    "bf16": (torch.float32, torch.bfloat16),
+    "bf16-pure": (torch.bfloat16, None),
+}
 
 
 @dataclass(slots=True)
@@ -53,6 +60,8 @@ class TrainSettings:
     rate: float = 0.0  # peak learning rate; 0: by width and optimiser
     save_every: int = 0  # updates between checkpoints; 0: only at the end
     seed: int = 0
+    precision: str = ""  # one of PRECISIONS; "": bf16 on a GPU, fp32 otherwise
+    recompute: str = "none"  # Recompute.parse
 
 
 def make_optimizer(model: Decoder, rate: float, kind: str) -> torch.optim.Optimizer:
@@ -134,8 +143,18 @@ def micro_batches(batch: Batch, rows: int) -> Iterator[Batch]:
         yield Batch(batch.tokens[part], batch.weights[part], batch.lengths[part])
 
 
+def products_in(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:
+    """A context in which the model's matrix products are in another precision than its weights; None: not."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
 def update(
-    model: Decoder, optimizer: torch.optim.Optimizer, batch: Batch, rate: float, micro_rows: int = 0
+    model: Decoder,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    rate: float,
+    micro_rows: int = 0,
+    products: torch.dtype | None = None,
 ) -> dict[str, float]:
     """One update; returns the mean loss in nats a token, the number of predicted tokens and the gradient norm."""
     device = model.lm_head.weight.device
@@ -147,7 +166,8 @@ def update(
     total = 0.0
     optimizer.zero_grad(set_to_none=True)
     for part in micro_batches(batch, micro_rows):
-        nll, _ = model.loss(*to_device(part, device))
+        with products_in(products, device):
+            nll, _ = model.loss(*to_device(part, device))
         (nll / count).backward()
         total += nll.item()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item()
@@ -161,16 +181,20 @@ def update(
 
 
 @torch.no_grad()
-def evaluate(model: Decoder, store: SequenceStore, context: int, rows: int) -> float:
+def evaluate(
+    model: Decoder, store: SequenceStore, context: int, rows: int, products: torch.dtype | None = None
+) -> float:
     """The mean loss in nats a token over a whole store."""
     model.eval()
+    device = model.lm_head.weight.device
     total = count = 0.0
     for number, batch in enumerate(batches(store, seed=0, batch_rows=rows, context=context, pad_id=0)):
         wanted = min(rows, len(store) - number * rows)
         if wanted <= 0:
             break
         part = Batch(batch.tokens[:wanted], batch.weights[:wanted], batch.lengths[:wanted])
-        nll, weight = model.loss(*to_device(part, model.lm_head.weight.device))
+        with products_in(products, device):
+            nll, weight = model.loss(*to_device(part, device))
         total, count = total + nll.item(), count + weight.item()
     model.train()
     return total / count
@@ -201,23 +225,29 @@ def train(
     steps = settings.steps or math.ceil(settings.epochs * len(store) / settings.batch_rows)
     peak = settings.rate or peak_rate(config.hidden_size, settings.optimizer)
     parent = parent_input(start) if start else None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = settings.precision or ("bf16" if device.type == "cuda" else "fp32")
+    dtype, products = PRECISIONS[precision]
     asked = asdict(settings) | {
         "start": parent.digest if parent else None,
         "steps": steps,
         "context": context,
         "rate": peak,
+        "precision": precision,
         "config": config.to_hf(),
         "data": [item.digest for item in inputs],
     }
-    del asked["save_every"]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    del asked["save_every"], asked["recompute"]
     with Run(directory, asked, tokenizer_files) as run:
         progress = run.resume()
         first = 0
         if progress is not None:
             model, first = progress.model, progress.step
             say(quiet, f"{stage.name}: going on after update {first} of {steps}")
-        model.to(device).train()
+        model.to(device, dtype).train()
+        model.model.recompute = Recompute.parse(settings.recompute)
+        if device.type == "cuda":
+            compile_blocks(model)
         optimizer = make_optimizer(model, peak, settings.optimizer)
         if progress is not None:
             load_named_state(model, optimizer, progress.optimizer_state)
@@ -227,9 +257,10 @@ def train(
         started, seen = time.monotonic(), 0.0
         for step in range(first, steps):
             rate = learning_rate(stage, peak, step, steps)
-            metrics = {"step": step, "rate": rate} | update(model, optimizer, next(source), rate, settings.micro_rows)
+            made = update(model, optimizer, next(source), rate, settings.micro_rows, products)
+            metrics = {"step": step, "rate": rate} | made
             if valid is not None and step + 1 == steps:
-                metrics["valid_loss"] = evaluate(model, valid, context, settings.batch_rows)
+                metrics["valid_loss"] = evaluate(model, valid, context, settings.batch_rows, products)
             run.log(metrics)
             seen += metrics["tokens"]
             if (step + 1) % max(1, steps // 10) == 0:
@@ -238,8 +269,8 @@ def train(
                 say(quiet, f"{stage.name}: {at}")
             done = step + 1 == steps
             if done or (settings.save_every and (step + 1) % settings.save_every == 0):
-                made = partial(lineage, asked, inputs, parent, step + 1, metrics["loss"])
-                run.save(step + 1, model, optimizer, made, done)
+                history = partial(lineage, asked, inputs, parent, step + 1, metrics["loss"])
+                run.save(step + 1, model, optimizer, history, done)
         if progress is not None and first == steps:
             say(quiet, f"{stage.name}: {directory} is complete already")
         elif steps == 0:
@@ -255,7 +286,7 @@ def parent_input(start: Path) -> Input:
 
 def lineage(asked: dict, inputs: list[Input], parent: Input | None, step: int, loss: float | None, digest: str) -> dict:
     """The lineage of a checkpoint: its data, and the checkpoint that it started from."""
-    decisive = ("stage", "model", "steps", "batch_rows", "micro_rows", "context", "optimizer", "rate")
+    decisive = ("stage", "model", "steps", "batch_rows", "micro_rows", "context", "optimizer", "rate", "precision")
     options = {key: asked[key] for key in decisive if asked[key] is not None}
     sources = [*inputs, *([parent] if parent else [])]
     output = {"digest": digest, "updates": step, "loss": loss}
@@ -281,6 +312,10 @@ def run_train(
     stage = find_stage(settings.stage)
     if not 0 <= settings.epochs < math.inf:
         raise UsageError(f"--epochs {settings.epochs}", remedy="a number of passes over the rows, 0 or more")
+    try:
+        Recompute.parse(settings.recompute)
+    except ValueError as error:
+        raise UsageError(str(error), remedy="--recompute mlp, or block:2,mlp:10") from None
     if tokenizer is None and settings.start is None:
         raise UsageError("no tokenizer", remedy="--tokenizer DIR: the one that the sequences were packed with")
     place = Path(tokenizer) if tokenizer else find_checkpoint(settings.start or "")

@@ -231,3 +231,18 @@ def test_gradient_is_the_slope_of_the_loss(tiny, loops):
                 p.add_(d, alpha=way)
             values.append(loss().item())
     assert slope.item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-6)
+
+
+@pytest.mark.parametrize("loops", [1, 2])
+def test_autocast_is_the_model_in_bfloat16_with_exact_gradients(tiny, loops):
+    """Products, residual stream and attention in bfloat16; weights and their gradients as they are kept."""
+    model = tiny(loops, dtype=torch.float32)
+    tokens = torch.randint(50, (2, 13), generator=torch.Generator().manual_seed(0))
+    exact, expected = model.loss(tokens, [[6, 7], [10]])[0], tiny(loops, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(tokens).dtype == torch.bfloat16
+        loss = model.loss(tokens, [[6, 7], [10]])[0]
+    loss.backward()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+    assert loss.item() == pytest.approx(exact.item(), rel=2e-2)
+    assert loss.item() == pytest.approx(expected.loss(tokens, [[6, 7], [10]])[0].item(), rel=1e-2)

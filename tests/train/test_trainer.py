@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,26 @@ def test_training_lowers_the_loss(room, tmp_path):
     assert metrics[-1]["loss"] < metrics[0]["loss"] - 0.5
 
 
+@pytest.mark.parametrize(("precision", "kept"), [("bf16", torch.float32), ("bf16-pure", torch.bfloat16)])
+def test_precisions_continue_bit_for_bit(room, tmp_path, precision, kept):
+    """Weights and moments are kept as they are, and recompute changes nothing."""
+    whole = room.train(tmp_path / "whole", precision=precision)
+    cut = room.train(tmp_path / "cut", precision=precision, save_every=2, recompute="block:1,mlp")
+    shutil.rmtree(cut / "step-00000004")
+    room.train(cut, precision=precision, save_every=2)
+    assert read_metrics(cut) == read_metrics(whole)
+    weights = [find_checkpoint(run) / "model.safetensors" for run in (whole, cut)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert {p.dtype for p in load_model(weights[0].parent).parameters()} == {kept}
+    exact = read_metrics(room.train(tmp_path / "exact"))
+    for line, expected in zip(read_metrics(whole), exact):
+        assert line["loss"] != expected["loss"] and line["loss"] == pytest.approx(expected["loss"], rel=1e-2)
+    lineage = json.loads((weights[0].parent / "lineage.json").read_text())
+    assert lineage["stages"][lineage["stage"]]["options"]["precision"] == precision
+    with pytest.raises(IqcError, match="precision"):
+        room.train(cut)
+
+
 def test_refusals(room, made, tmp_path):
     text = Path(json.__file__).read_text()
     longer = room.pack("longer", [text], context=128)
@@ -123,6 +144,7 @@ def test_refusals(room, made, tmp_path):
         (IqcError, "without a token to learn", {"data": unlearnt}),
         (IqcError, "token 400 for a vocabulary of 400", {"data": foreign}),
         (UsageError, "--epochs", {"epochs": -1.0, "steps": 0}),
+        (UsageError, "recompute 'all'", {"recompute": "all"}),
     ):
         with pytest.raises(error, match=match) as caught:
             room.train(tmp_path / "run", **asked)
