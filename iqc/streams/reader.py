@@ -18,7 +18,7 @@ import orjson
 
 from iqc.errors import IqcError, UsageError
 from iqc.streams import container
-from iqc.streams.container import CHUNK, GZIP_MAGIC, MAX_RECORD, ZSTD_MAGIC, ByteSource, Piece
+from iqc.streams.container import BLOCK, CHUNK, GZIP_MAGIC, MAX_RECORD, ZSTD_MAGIC, ByteSource, Piece
 from iqc.streams.lineage import Digest, Input, checked_lineage, line_digest
 
 MANIFEST = "manifest.json"
@@ -38,24 +38,33 @@ class Chunk:
     records: int | None = None  # where the file's index tells
 
     def count_lines(self) -> int:
-        return len(self.lines()) if self.records is None else self.records
+        return sum(1 for _ in self.lines()) if self.records is None else self.records
 
-    def lines(self) -> list[bytes]:
-        """The lines without their ends; blank ones are kept, so that lines can be numbered."""
-        text = self.text
-        if text is None:
-            frame = self.frame
-            if frame is None:
-                with open(self.name, "rb") as file:
-                    file.seek(self.offset)
-                    frame = file.read(self.compressed)
-            text = container.decompress(frame, self.name)
-        lines = text.split(b"\n")
-        if not lines[-1]:
-            lines.pop()
-        if self.records is not None and len(lines) != self.records:
-            raise IqcError(f"a frame of {len(lines)} records where its lineage has {self.records}", where=self.name)
-        return lines
+    def lines(self) -> Iterator[bytes]:
+        """The lines without their ends; blank ones are kept, so that lines can be numbered.
+
+        They are cut a block at a time: a second copy of the whole text would be written to memory and read back.
+        """
+        text, start, count = self._text(), 0, 0
+        while start < len(text):
+            end = text.rfind(b"\n", start, start + BLOCK) + 1 or text.find(b"\n", start) + 1 or len(text)
+            lines = text[start:end].split(b"\n")
+            if not lines[-1]:
+                lines.pop()
+            yield from lines
+            start, count = end, count + len(lines)
+        if self.records is not None and count != self.records:
+            raise IqcError(f"a frame of {count} records where its lineage has {self.records}", where=self.name)
+
+    def _text(self) -> bytes:
+        if self.text is not None:
+            return self.text
+        frame = self.frame
+        if frame is None:
+            with open(self.name, "rb") as file:
+                file.seek(self.offset)
+                frame = file.read(self.compressed)
+        return container.decompress(frame, self.name)
 
 
 class Source:
@@ -316,9 +325,9 @@ def verify_digest(path: str, lineage: dict) -> int:
             digest.add_digest(found["output"]["digest"])
     else:
         for chunk in Source(path).chunks():
-            lines = chunk.lines()
-            digest.add(b"".join(line_digest(line) for line in lines))
-            records += len(lines)
+            digests = [line_digest(line) for line in chunk.lines()]
+            digest.add(b"".join(digests))
+            records += len(digests)
     if digest.text() != lineage["output"]["digest"]:
         raise IqcError(
             f"its digest is {digest.text()}, recorded was {lineage['output']['digest']}",

@@ -13,7 +13,7 @@ from iqc.streams.container import MAX_RECORD, Frame, compress
 from iqc.streams.lineage import line_digest
 from iqc.streams.reader import OVERSIZED, Chunk
 from iqc.streams.stage import Dropped, Raw, Transform
-from iqc.streams.writer import GATHER, dump, lines_to_text
+from iqc.streams.writer import GATHER, Texts, dump
 
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 LONG_INTEGER = re.compile(rb"(?<=[:\[,\s])(-?[0-9]{19,})(?=[\s,}\]])")
@@ -111,7 +111,7 @@ def explain(dropped: Dropped) -> bytes:
 def process(chunk: Chunk | Items, work: Work, transform: Transform, digest_input: bool) -> Result:
     """Run the transform over the records of one chunk."""
     result = Result(chunk.source)
-    out_lines: list[bytes] = []
+    texts = Texts()
     in_digests: list[bytes] = []
     for number, item in enumerate(_items(chunk), start=1):
         result.lines = number
@@ -136,7 +136,7 @@ def process(chunk: Chunk | Items, work: Work, transform: Transform, digest_input
                 elif work.values:
                     result.values.append(out)
                 else:
-                    out_lines.append(dump(out))
+                    texts.add(dump(out))
         except BadRecord as error:
             where = f"{error.where}: " if error.where else ""
             result.bad.append(
@@ -145,9 +145,7 @@ def process(chunk: Chunk | Items, work: Work, transform: Transform, digest_input
             if work.stop_at_error:
                 break
     result.input_digests = b"".join(in_digests)
-    for text, records in lines_to_text(out_lines):
-        start = sum(part[1] for part in result.output)
-        digests = b"".join(line_digest(line) for line in out_lines[start : start + records])
+    for text, records, digests in texts.finish():
         packed = compress(text, records) if len(text) >= GATHER and not work.plain else text
         result.output.append((packed, records, digests))
     return result

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import orjson
 
 from iqc.errors import BadRecord, IqcError
-from iqc.streams.container import CHUNK, MAX_RECORD, Frame, FrameWriter, compress
+from iqc.streams.container import BLOCK, CHUNK, MAX_RECORD, Frame, FrameWriter, compress
 from iqc.streams.lineage import Digest, line_digest
 from iqc.streams.stage import ClosedPipe, Record
 
@@ -220,13 +220,42 @@ class StreamWriter:
         self.file.discard()
 
 
-def lines_to_text(lines: list[bytes]) -> list[tuple[bytes, int]]:
-    """Lines to texts of whole lines, each ending at the first line end at or after CHUNK bytes, with line counts."""
-    texts, start, size = [], 0, 0
-    for position, line in enumerate(lines):
-        size += len(line) + 1
-        if size >= CHUNK or position == len(lines) - 1:
-            part = lines[start : position + 1]
-            texts.append((b"\n".join(part) + b"\n", len(part)))
-            start, size = position + 1, 0
-    return texts
+class Texts:
+    """Lines in; out come texts of whole lines, each ending at the first line end at or after CHUNK bytes.
+
+    Lines are digested and joined a block at a time: kept one by one, millions of pieces would scatter over memory.
+    """
+
+    def __init__(self) -> None:
+        self._texts: list[tuple[bytes, int, bytes]] = []
+        self._blocks: list[bytes] = []
+        self._digests: list[bytes] = []
+        self._lines: list[bytes] = []
+        self._size = 0  # bytes in _lines
+        self._room = BLOCK  # bytes that _lines takes
+
+    def add(self, line: bytes) -> None:
+        self._lines.append(line)
+        self._size += len(line) + 1
+        if self._size >= self._room:
+            self._join_lines()
+
+    def finish(self) -> list[tuple[bytes, int, bytes]]:
+        """(text, number of its lines, their digests) of all."""
+        self._join_lines()
+        self._join_blocks()
+        return self._texts
+
+    def _join_lines(self) -> None:
+        self._digests += map(line_digest, self._lines)
+        self._blocks.append(b"\n".join([*self._lines, b""]))
+        self._lines, self._size = [], 0
+        missing = CHUNK - sum(map(len, self._blocks))
+        self._room = min(BLOCK, missing)
+        if missing <= 0:
+            self._join_blocks()
+
+    def _join_blocks(self) -> None:
+        if self._digests:
+            self._texts.append((b"".join(self._blocks), len(self._digests), b"".join(self._digests)))
+        self._blocks, self._digests, self._room = [], [], BLOCK

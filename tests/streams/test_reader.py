@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from iqc.errors import IqcError
 from iqc.streams import container, reader, worker
-from iqc.streams.container import CHUNK, MAX_RECORD, ByteSource, skippable
+from iqc.streams.container import BLOCK, CHUNK, MAX_RECORD, ByteSource, skippable
 from iqc.streams.lineage import Digest, line_digest
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -87,6 +87,20 @@ def test_a_chunk_ends_at_the_first_line_end_at_or_after_its_size(over):
     found = chunks_of(first + b"b\n" + b"c")
     assert found == ([first, b"b\nc"] if over >= 0 else [first + b"b\n", b"c"])
     assert chunks_of(first + b"b\n" + b"c", piece=4097) == found
+
+
+@given(st.lists(st.sampled_from([0, 1, 7, BLOCK - 2, BLOCK - 1, BLOCK, 2 * BLOCK + 1]), max_size=12), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_lines_do_not_depend_on_the_blocks_they_are_cut_in(sizes, ended):
+    text = b"\n".join(bytes([65 + number]) * size for number, size in enumerate(sizes)) + b"\n" * ended
+    lines = text.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    assert list(reader.Chunk(0, "x", text=text).lines()) == lines
+    frame = container.compress(text, len(lines)).data
+    assert list(reader.Chunk(0, "x", frame=frame, records=len(lines)).lines()) == lines
+    with pytest.raises(IqcError, match=f"a frame of {len(lines)} records"):
+        list(reader.Chunk(0, "x", frame=frame, records=len(lines) + 1).lines())
 
 
 @given(sizes=st.lists(st.integers(0, 200), max_size=60), piece=st.integers(1, 70))

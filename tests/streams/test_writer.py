@@ -6,11 +6,14 @@ import sys
 import threading
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from iqc.errors import BadRecord, IqcError
 from iqc.streams import writer
-from iqc.streams.container import CHUNK, MAX_RECORD, read_index
-from iqc.streams.writer import AtomicFile, StreamWriter, dump, lines_to_text
+from iqc.streams.container import BLOCK, CHUNK, MAX_RECORD, read_index
+from iqc.streams.lineage import line_digest
+from iqc.streams.writer import AtomicFile, StreamWriter, Texts, dump
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path):
@@ -129,11 +132,24 @@ def test_a_record_that_no_reader_takes_is_not_written():
         dump({"a": "x" * MAX_RECORD})
 
 
-def test_small_texts_are_gathered_and_large_ones_cut(tmp_path):
+@given(st.lists(st.sampled_from([0, 1, 99, BLOCK - 1, BLOCK, 3 * BLOCK, CHUNK - 2, CHUNK - 1, CHUNK]), max_size=9))
+@settings(max_examples=40, deadline=None)
+def test_texts_end_at_the_first_line_end_at_or_after_the_chunk(sizes):
+    lines = [bytes([65 + number]) * size for number, size in enumerate(sizes)]
+    texts = Texts()
+    for line in lines:
+        texts.add(line)
+    found = texts.finish()
+    assert b"".join(text for text, _, _ in found) == b"".join(line + b"\n" for line in lines)
+    assert b"".join(digests for _, _, digests in found) == b"".join(map(line_digest, lines))
+    for text, count, digests in found:
+        assert text.count(b"\n") == count == len(digests) // 32
+        assert len(text) - len(text.splitlines()[-1]) - 1 < CHUNK  # its last line was needed
+    assert all(len(text) >= CHUNK for text, _, _ in found[:-1])
+
+
+def test_small_texts_are_gathered(tmp_path):
     lines = [b'{"a":"' + b"x" * 100_000 + b'"}'] * 200
-    texts = lines_to_text(lines)
-    assert b"".join(text for text, _ in texts) == b"".join(line + b"\n" for line in lines)
-    assert sum(count for _, count in texts) == 200 and all(len(text) >= CHUNK for text, _ in texts[:-1])
     out = StreamWriter(AtomicFile(tmp_path / "x.zst"))
     for line in lines:
         out.add_text(line + b"\n", 1, b"")
