@@ -26,7 +26,6 @@ from iqc.errors import IqcError
 from iqc.streams.lineage import checked_lineage
 
 CHUNK = 8 << 20  # bytes of text after which a frame ends; at 8 MiB frames cost neither size nor speed
-BLOCK = 256 << 10  # bytes of text that are cut or joined at a time: they stay in a core's cache
 MAX_RECORD = 64 << 20  # bytes of JSON; bounds what one worker holds
 MAX_FRAME = CHUNK + MAX_RECORD + 1  # bytes of text in one frame of ours
 MAX_WINDOW = 1 << 27  # bytes; what `zstd --long` writes at most unless asked for more

@@ -18,7 +18,7 @@ import orjson
 
 from iqc.errors import IqcError, UsageError
 from iqc.streams import container
-from iqc.streams.container import BLOCK, CHUNK, GZIP_MAGIC, MAX_RECORD, ZSTD_MAGIC, ByteSource, Piece
+from iqc.streams.container import CHUNK, GZIP_MAGIC, MAX_RECORD, ZSTD_MAGIC, ByteSource, Piece
 from iqc.streams.lineage import Digest, Input, checked_lineage, line_digest
 
 MANIFEST = "manifest.json"
@@ -43,16 +43,16 @@ class Chunk:
     def lines(self) -> Iterator[bytes]:
         """The lines without their ends; blank ones are kept, so that lines can be numbered.
 
-        They are cut a block at a time: a second copy of the whole text would be written to memory and read back.
+        They are cut as they are asked for: all at once would be a second copy of the text, written to memory and read
+        back. `find` is several times as fast as `split`, which looks at one byte at a time.
         """
         text, start, count = self._text(), 0, 0
         while start < len(text):
-            end = text.rfind(b"\n", start, start + BLOCK) + 1 or text.find(b"\n", start) + 1 or len(text)
-            lines = text[start:end].split(b"\n")
-            if not lines[-1]:
-                lines.pop()
-            yield from lines
-            start, count = end, count + len(lines)
+            end = text.find(b"\n", start)
+            if end < 0:
+                end = len(text)
+            yield text[start:end]
+            start, count = end + 1, count + 1
         if self.records is not None and count != self.records:
             raise IqcError(f"a frame of {count} records where its lineage has {self.records}", where=self.name)
 

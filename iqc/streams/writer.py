@@ -13,10 +13,11 @@ from typing import BinaryIO
 import orjson
 
 from iqc.errors import BadRecord, IqcError
-from iqc.streams.container import BLOCK, CHUNK, MAX_RECORD, Frame, FrameWriter, compress
+from iqc.streams.container import CHUNK, MAX_RECORD, Frame, FrameWriter, compress
 from iqc.streams.lineage import Digest, line_digest
 from iqc.streams.stage import ClosedPipe, Record
 
+BLOCK = 256 << 10  # bytes of lines that are digested and joined at a time: they are in the processor's cache
 GATHER = (
     CHUNK // 2
 )  # bytes; outputs of chunks below this are gathered, so that a strict filter does not make tiny frames

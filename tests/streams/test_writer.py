@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from iqc.errors import BadRecord, IqcError
 from iqc.streams import writer
-from iqc.streams.container import BLOCK, CHUNK, MAX_RECORD, read_index
+from iqc.streams.container import CHUNK, MAX_RECORD, read_index
 from iqc.streams.lineage import line_digest
-from iqc.streams.writer import AtomicFile, StreamWriter, Texts, dump
+from iqc.streams.writer import BLOCK, AtomicFile, StreamWriter, Texts, dump
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path):
