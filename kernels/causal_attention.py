@@ -57,7 +57,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> T
     return out.transpose(1, 2)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> tuple[Tensor, Tensor, State]:
+def library_forward(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> tuple[Tensor, Tensor, State]:
     """Output [B, T, H, D], the scores' log-sum-exp (natural, float32 [rows, H, row length]) and the library's state.
 
     For cuDNN a row is a row of the batch; for FlashAttention with offsets the whole batch is one row.
@@ -73,10 +73,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> tuple[Tens
     return out.view(*documents.starts.shape, *out.shape[1:]), lse[None], ()
 
 
-def backward(
+def library_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, state: State, documents: Documents
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v. All of [B, T, H or K, D] contiguous, `lse` and `state` as `forward` gave them.
+    """Gradients of q, k and v. All of [B, T, H or K, D] contiguous, `lse` and `state` as `library_forward` gave them.
 
     The probabilities are exp(score - lse), and the gradient of the scores is their product with <grad, v> - <grad,
     out>: so `lse - log(g)` gives the gradients of g * output for a number g per token and head, with `grad` itself
@@ -101,7 +101,7 @@ class _CausalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        out, lse, state = forward(q, k, v, documents)
+        out, lse, state = library_forward(q, k, v, documents)
         ctx.save_for_backward(q, k, v, out, lse, *state)
         ctx.documents = documents
         return out
@@ -110,4 +110,4 @@ class _CausalAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         q, k, v, out, lse, *state = ctx.saved_tensors
-        return *backward(grad.contiguous(), q, k, v, out, lse, tuple(state), ctx.documents), None
+        return *library_backward(grad.contiguous(), q, k, v, out, lse, tuple(state), ctx.documents), None

@@ -11,12 +11,16 @@ code runs in Triton's interpreter.
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from iqc.kernels.documents import Documents
+
+try:
+    import triton
+    import triton.language as tl
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError as missing:  # PyTorch's builds for GPUs bring it along
+    raise ImportError("the loop's attention on a GPU needs Triton: pip install triton") from missing
 
 LOG2E = tl.constexpr(1.4426950408889634)  # exp2 is the instruction there is; log-sum-exps of the window are in base 2
 BLOCK = 64  # the narrowest tile that Hopper's matrix units take
@@ -194,7 +198,7 @@ def _shape(q: Tensor, k: Tensor, window: int, block: int) -> dict[str, int]:
     }
 
 
-def forward(
+def window_forward(
     q: Tensor, k: Tensor, v: Tensor, far: Tensor, far_lse: Tensor, weight: Tensor, bias: Tensor,
     documents: Documents, window: int, block: int = BLOCK,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -215,14 +219,14 @@ def forward(
     return out, lse, gate
 
 
-def backward(
+def window_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, far: Tensor, weight: Tensor, lse: Tensor, gate: Tensor, dq: Tensor,
     documents: Documents, window: int, block: int = BLOCK,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of k, v [B, T, K, D], and of the gate's weight [H, D] and bias [H] in float32.
 
-    grad [B, T, H, D] of the mixed output; lse and gate as `forward` gave them. The window's and the gate's part of the
-    gradient of q is added to `dq`, which holds that of the global branch.
+    grad [B, T, H, D] of the mixed output; lse and gate as `window_forward` gave them. The window's and the gate's part
+    of the gradient of q is added to `dq`, which holds that of the global branch.
     """
     shape = _shape(q, k, window, block)
     tokens, keys = q.shape[0] * q.shape[1], shape["KEYS"]

@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from iqc.kernels import causal_attention as everywhere
-from iqc.kernels.causal_attention import causal_attention, use_kernels
+from iqc.kernels.causal_attention import causal_attention, library_backward, library_forward, use_kernels
 from iqc.kernels.documents import Documents
 
 
@@ -87,14 +86,14 @@ class FusedLoopAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k1, v1, k2, v2, gate_weight, gate_bias, documents: Documents, window: int) -> Tensor:
-        from iqc.kernels import gated_window
+        from iqc.kernels.gated_window import check, window_forward
 
         q, k1, v1, k2, v2 = (x.contiguous() for x in (q, k1, v1, k2, v2))
         weight = gate_weight.to(q.dtype).contiguous()
-        gated_window.check(q, k2, window)
-        far, lse, state = everywhere.forward(q, k1, v1, documents)
+        check(q, k2, window)
+        far, lse, state = library_forward(q, k1, v1, documents)
         far = far.contiguous()
-        out, near_lse, g = gated_window.forward(q, k2, v2, far, lse, weight, gate_bias.float(), documents, window)
+        out, near_lse, g = window_forward(q, k2, v2, far, lse, weight, gate_bias.float(), documents, window)
         ctx.save_for_backward(q, k1, v1, k2, v2, weight, far, lse, near_lse, g, *state)
         ctx.documents, ctx.window = documents, window
         ctx.gate_dtypes = gate_weight.dtype, gate_bias.dtype
@@ -103,13 +102,11 @@ class FusedLoopAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Any:
-        from iqc.kernels import gated_window
+        from iqc.kernels.gated_window import window_backward
 
         q, k1, v1, k2, v2, weight, far, lse, near_lse, g, *state = ctx.saved_tensors
         grad = grad.contiguous()
-        dq, dk1, dv1 = everywhere.backward(grad, q, k1, v1, far, lse, tuple(state), ctx.documents)
+        dq, dk1, dv1 = library_backward(grad, q, k1, v1, far, lse, tuple(state), ctx.documents)
         dq = dq.contiguous()
-        dk2, dv2, dw, db = gated_window.backward(
-            grad, q, k2, v2, far, weight, near_lse, g, dq, ctx.documents, ctx.window
-        )
+        dk2, dv2, dw, db = window_backward(grad, q, k2, v2, far, weight, near_lse, g, dq, ctx.documents, ctx.window)
         return dq, dk1, dv1, dk2, dv2, dw.to(ctx.gate_dtypes[0]), db.to(ctx.gate_dtypes[1]), None, None

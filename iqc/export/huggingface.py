@@ -20,8 +20,11 @@ CONFIGURATION, MODELING = "configuration_iquestloopcoder", "modeling_iquestloopc
 SOURCES = (
     f"iqc.export.{CONFIGURATION}",
     f"iqc.export.{MODELING}",
-    "iqc.kernels.loop_attention",
+    "iqc.kernels.causal_attention",
+    "iqc.kernels.documents",
+    "iqc.kernels.gated_window",
     "iqc.kernels.linear_cross_entropy",
+    "iqc.kernels.loop_attention",
     "iqc.model.cache",
     "iqc.model.decoder",
 )

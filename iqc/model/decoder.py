@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from iqc.kernels.linear_cross_entropy import linear_cross_entropy, linear_logprobs
 from iqc.kernels.causal_attention import causal_attention
 from iqc.kernels.documents import Documents
+from iqc.kernels.linear_cross_entropy import linear_cross_entropy, linear_logprobs
 from iqc.kernels.loop_attention import loop_attention
 from iqc.model.cache import Cache
 from iqc.model.config import ModelConfig

@@ -11,8 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from iqc.kernels import causal_attention as everywhere
-from iqc.kernels import gated_window
+from iqc.kernels import loop_attention as module
 from iqc.kernels.documents import Documents
 from iqc.kernels.loop_attention import FusedLoopAttention, gate, local_attention
 
@@ -24,7 +23,7 @@ NAMES = ("q", "k1", "v1", "k2", "v2", "weight", "bias")
 
 
 def plain_forward(q, k, v, documents):
-    """What iqc.kernels.causal_attention.forward gives on a GPU, here in plain PyTorch."""
+    """What iqc.kernels.causal_attention.library_forward gives on a GPU, here in plain PyTorch."""
     group = q.shape[2] // k.shape[2]
     k, v = (x.float().repeat_interleave(group, 2) for x in (k, v))
     scores = torch.einsum("bthd,bshd->bhts", q.float(), k) / math.sqrt(q.shape[-1])
@@ -53,8 +52,8 @@ def plain_backward(grad, q, k, v, out, lse, state, documents):
 @pytest.fixture(autouse=True)
 def library(monkeypatch):
     if not GPU:
-        monkeypatch.setattr(everywhere, "forward", plain_forward)
-        monkeypatch.setattr(everywhere, "backward", plain_backward)
+        monkeypatch.setattr(module, "library_forward", plain_forward)
+        monkeypatch.setattr(module, "library_backward", plain_backward)
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +66,8 @@ def poisoned(monkeypatch):
     def nan(*shape, **kwargs):
         return torch.full(shape, math.nan, **kwargs)
 
-    monkeypatch.setattr(gated_window.torch, "empty_like", nan_like)
-    monkeypatch.setattr(gated_window.torch, "empty", nan)
+    monkeypatch.setattr(torch, "empty_like", nan_like)
+    monkeypatch.setattr(torch, "empty", nan)
 
 
 def tensors(rows, width, heads=4, kv=2, size=16, dtype=EXACT, bias=0.0, seed=0):
