@@ -86,6 +86,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             target, w = targets[chunk], weights[chunk]
             if weight.is_cuda:
                 slope = F.linear(part, weight)
+                for tensor in (slope, target, w):  # as many tokens as it happens; the vocabulary stays known
+                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
                 total += _fused(_to_slope)(slope, target, w)
             else:
                 logits = _logits(part, weight)

@@ -270,10 +270,12 @@ class Decoder(nn.Module):
         Tokens of weight 0 do not reach the vocabulary head.
         """
         documents = self.documents(tokens, lengths)
-        chosen = _predicted(documents)
-        if weights is not None:
-            chosen = chosen & (weights[:, 1:] != 0)
-        rows = F.pad(chosen, (0, 1)).flatten().nonzero()[:, 0]  # waits for a GPU, so before it is given the model
+        index = torch.arange(tokens.numel(), device=tokens.device).view_as(tokens)[:, :-1]
+        if lengths is None and weights is None:
+            rows = index.flatten()
+        else:  # how many there are, a GPU is waited for: before it is given the model
+            chosen = _predicted(documents)
+            rows = index[chosen if weights is None else chosen & (weights[:, 1:] != 0)]
         targets = tokens.flatten()[rows + 1]
         w = weights.flatten()[rows + 1] if weights is not None else torch.ones(len(rows), device=tokens.device)
         hidden = self.model(tokens, documents).flatten(0, 1)

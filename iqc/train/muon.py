@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iqc.train.adamw import AdamW
+
 MOMENTUM = 0.95
 STEPS = 5
 QUINTIC = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al.: steep at 0, singular values end in 0.7 to 1.2
@@ -30,7 +32,7 @@ def orthogonalise(x: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-class Muon(torch.optim.AdamW):
+class Muon(AdamW):
     """Parameter groups with `muon=True` hold matrices; the others are AdamW's."""
 
     @torch.no_grad()

@@ -28,6 +28,7 @@ from iqc.tokens.loader import Batch, SequenceStore, batches
 from iqc.tokens.special import EOS, PAD
 from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tokenizer import load as load_tokenizer
+from iqc.train.adamw import AdamW
 from iqc.train.muon import Muon
 from iqc.train.run import Run, find_checkpoint, lineage_inputs, load_named_state, stage_of, weights_digest
 from iqc.train.stages import TrainingStage, learning_rate, peak_rate
@@ -79,7 +80,7 @@ def make_optimizer(model: Decoder, rate: float, kind: str) -> torch.optim.Optimi
         {"params": [model.lm_head.weight], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in tables if p is not model.lm_head.weight] + vectors, "weight_decay": 0.0},
     ]
-    return (Muon if kind == "muon" else torch.optim.AdamW)(groups, lr=rate, betas=BETAS, fused=True)
+    return (Muon if kind == "muon" else AdamW)(groups, lr=rate, betas=BETAS)
 
 
 def starting_model(settings: TrainSettings, stage: TrainingStage, tokenizer: Tokenizer) -> tuple[Decoder, Path | None]:
