@@ -24,17 +24,18 @@ State = tuple[Tensor, ...]  # what a library's backward wants of its forward bes
 
 
 def use_kernels(q: Tensor) -> bool:
-    """Whether attention over q goes to the GPU's kernels. Raises ValueError for what they do not take.
+    """Whether attention over q goes to the GPU's kernels. Raises ValueError for a head size that they do not take.
 
-    IQC_ATTENTION=reference computes with plain PyTorch instead, anywhere, and warns that it does.
+    Not on a CPU. On a GPU, float32 and wider have no fast kernel, and IQC_ATTENTION=reference asks for none: both are
+    computed in plain PyTorch, with a warning.
     """
     if not q.is_cuda:
         return False
-    if os.environ.get("IQC_ATTENTION") == "reference":
-        warnings.warn("IQC_ATTENTION=reference: attention in plain PyTorch, slow on a GPU", stacklevel=3)
+    reference = os.environ.get("IQC_ATTENTION") == "reference"
+    if reference or q.dtype not in (torch.bfloat16, torch.float16):
+        why = "IQC_ATTENTION=reference" if reference else f"no fast attention for {q.dtype}"
+        warnings.warn(f"{why}: attention in plain PyTorch, slow on a GPU", stacklevel=3)
         return False
-    if q.dtype not in (torch.bfloat16, torch.float16):
-        raise ValueError(f"attention on a GPU takes bfloat16 or float16, not {q.dtype}; or set IQC_ATTENTION=reference")
     if q.shape[-1] % 8 or q.shape[-1] > 128:
         raise ValueError(
             f"attention on a GPU takes heads of up to 128 in steps of 8, not {q.shape[-1]}; "
