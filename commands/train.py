@@ -59,6 +59,12 @@ def train(
         int,
         typer.Option("--context", metavar="N", min=0, max=INT32, help="Tokens a row; 0: the stage's or the model's."),
     ] = 0,
+    yarn: Annotated[
+        float,
+        typer.Option(
+            "--yarn", metavar="X", min=0, help="Stretch the context of --from by YaRN to X times its original; 0: not."
+        ),
+    ] = 0.0,
     optimizer: Annotated[
         Optimizer, typer.Option("--optimizer", help="Muon: for the matrices of the blocks.")
     ] = Optimizer.adamw,
@@ -88,6 +94,6 @@ def train(
 
     settings = TrainSettings(
         stage, model, start, steps, epochs, batch_rows, micro_rows, context, optimizer.value, rate, save_every, seed,
-        precision.value if precision else "", recompute,
+        precision.value if precision else "", recompute, yarn,
     )  # fmt: skip
     run_train(settings, inputs or [], output, tokenizer, valid, summary, quiet)

@@ -19,6 +19,7 @@ class IQuestLoopCoderConfig(PretrainedConfig):
         max_position_embeddings=8_192,
         rope_theta=500_000.0,
         rope_parameters=None,
+        rope_scaling=None,
         rms_norm_eps=1e-5,
         initializer_range=0.02,
         loop_num=2,
@@ -34,8 +35,9 @@ class IQuestLoopCoderConfig(PretrainedConfig):
         self.num_key_value_heads = num_key_value_heads
         self.head_dim = head_dim or hidden_size // num_attention_heads
         self.max_position_embeddings = max_position_embeddings
-        # Transformers 5 and vLLM read the base inside rope_parameters, earlier versions beside it.
-        self.rope_parameters = rope_parameters or {"rope_type": "default", "rope_theta": rope_theta}
+        # Transformers 5 and vLLM read base and scaling inside rope_parameters, earlier versions beside it.
+        default = {"rope_type": "default", "rope_theta": rope_theta} | (rope_scaling or {})
+        self.rope_parameters = rope_parameters or default
         self.rope_theta = self.rope_parameters["rope_theta"]
         self.rms_norm_eps = rms_norm_eps
         self.initializer_range = initializer_range

@@ -26,6 +26,7 @@ SOURCES = (
     "iqc.kernels.linear_cross_entropy",
     "iqc.kernels.loop_attention",
     "iqc.model.cache",
+    "iqc.model.rotary",
     "iqc.model.decoder",
 )
 

@@ -1,9 +1,10 @@
 """The shape of a model: one dataclass with the field names of a Hugging Face config.json, presets, parameter count.
 
 Describes dense Llama-like decoders and their looped variant. What this decoder does not compute (biases, tied heads,
-RoPE scaling, another activation) is refused when a config.json asks for it, rather than silently ignored.
+another RoPE scaling than YaRN, another activation) is refused when a config.json asks for it, not silently ignored.
 """
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -11,11 +12,18 @@ from iqc.errors import IqcError
 
 DENSE_TYPES = ("llama", "iquestcoder")  # same tensors, same mathematics
 LOOP_TYPE = "iquestloopcoder"
+# What a YaRN scaling may say (Transformers' names), and the least that each may be.
+YARN_LIMITS = {"factor": 1.0, "original_max_position_embeddings": 1, "beta_fast": 0.0, "beta_slow": 0.0,
+               "attention_factor": 0.0, "mscale": 0.0, "mscale_all_dim": 0.0, "truncate": 0}  # fmt: skip
 
 
 @dataclass(slots=True)
 class ModelConfig:
-    """`loop_num` passes over the same blocks; 1 is a dense model. A window counts the token itself."""
+    """`loop_num` passes over the same blocks; 1 is a dense model. A window counts the token itself.
+
+    `rope_scaling` is None or YaRN's with the keys that Transformers gives it: factor, original_max_position_embeddings
+    and, where they are not the defaults, beta_fast, beta_slow, attention_factor, mscale, mscale_all_dim, truncate.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -25,6 +33,7 @@ class ModelConfig:
     num_key_value_heads: int
     max_position_embeddings: int
     rope_theta: float = 10_000.0
+    rope_scaling: dict[str, Any] | None = None
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     loop_num: int = 1
@@ -48,10 +57,17 @@ class ModelConfig:
                 f"{self.num_attention_heads} query heads over {self.num_key_value_heads} key/value heads",
                 remedy="key/value heads must divide query heads",
             )
+        if self.rope_scaling is not None:
+            self.rope_scaling = checked_yarn(self.rope_scaling, self.max_position_embeddings)
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def rope_parameters(self) -> dict[str, Any]:
+        """Base and scaling together, as Transformers 5 has them."""
+        return {"rope_type": "default", "rope_theta": self.rope_theta} | (self.rope_scaling or {})
 
     def to_hf(self, dtype: str = "float32") -> dict[str, Any]:
         """The config.json that Transformers and vLLM read: a Llama when dense, IQuestLoopCoder when looped."""
@@ -59,6 +75,11 @@ class ModelConfig:
         looped = self.loop_num > 1
         if not looped:
             del record["loop_num"], record["loop_window_size"]
+        if self.rope_scaling is None:
+            del record["rope_scaling"]
+        else:  # Transformers 4 reads rope_scaling (old versions its "type"), Transformers 5 rope_parameters
+            record["rope_scaling"] = self.rope_scaling | {"type": "yarn"}
+            record["rope_parameters"] = self.rope_parameters
         return {
             "architectures": ["IQuestLoopCoderForCausalLM" if looped else "LlamaForCausalLM"],
             "model_type": LOOP_TYPE if looped else "llama",
@@ -82,13 +103,15 @@ class ModelConfig:
                 f"model_type {kind!r} is not one of {', '.join((*DENSE_TYPES, LOOP_TYPE))}",
                 remedy="this decoder reads Llama and IQuest(Loop)Coder checkpoints",
             )
-        rope = record.get("rope_parameters") or record.get("rope_scaling") or {}
+        rope = rope_parameters(record)
         refused = {
             "hidden_act": record.get("hidden_act", "silu") != "silu",
             "attention_bias": bool(record.get("attention_bias")),
             "mlp_bias": bool(record.get("mlp_bias")),
             "tie_word_embeddings": bool(record.get("tie_word_embeddings")),
-            "rope_scaling": (rope.get("rope_type") or rope.get("type") or "default") != "default",
+            f"rope_type {rope['rope_type']}": rope["rope_type"] not in ("default", "yarn"),
+            "partial_rotary_factor": rope.pop("partial_rotary_factor", record.get("partial_rotary_factor"))
+            not in (None, 1.0),
             "sliding_window": bool(record.get("use_sliding_window")),
             "clip_qkv": record.get("clip_qkv") is not None,
         }
@@ -100,7 +123,8 @@ class ModelConfig:
             )
         known = {f.name: record[f.name] for f in fields(cls) if record.get(f.name) is not None}
         if "rope_theta" in rope:
-            known["rope_theta"] = rope["rope_theta"]
+            known["rope_theta"] = rope.pop("rope_theta")
+        known["rope_scaling"] = rope if rope["rope_type"] == "yarn" else None
         known.setdefault("num_key_value_heads", record.get("num_attention_heads"))
         if kind == LOOP_TYPE:
             known.setdefault("loop_num", 2)
@@ -116,6 +140,74 @@ class ModelConfig:
                 remedy="vLLM ignores head_dim for the loop, so only models where the two agree are supported",
             )
         return config
+
+
+def rope_parameters(record: dict[str, Any]) -> dict[str, Any]:
+    """Base and scaling of a config.json in either spelling; rope_type is always there. IqcError where two differ."""
+    remedy = "leave one of the two, or make them equal"
+    found: list[dict[str, Any]] = []
+    for name in ("rope_parameters", "rope_scaling"):
+        if not isinstance(record.get(name) or {}, dict):
+            raise IqcError(f"config.json: {name} is {record[name]!r}", remedy="an object, or null")
+        given = {key: value for key, value in (record.get(name) or {}).items() if value is not None}
+        kinds = {given.pop(key) for key in ("rope_type", "type") if key in given} or {"default"}
+        if len(kinds) > 1:
+            raise IqcError(f"{name}: rope_type and type differ", remedy=remedy)
+        if record.get(name):
+            found.append({"rope_type": kinds.pop()} | given)
+    bases = [rope["rope_theta"] for rope in [*found, record] if rope.get("rope_theta") is not None]
+    scalings = [{key: value for key, value in rope.items() if key != "rope_theta"} for rope in found]
+    if any(base != bases[0] for base in bases):
+        raise IqcError("config.json has two values of rope_theta", remedy=remedy)
+    if any(scaling != scalings[0] for scaling in scalings):
+        raise IqcError("config.json: rope_parameters and rope_scaling differ", remedy=remedy)
+    return (scalings[0] if scalings else {"rope_type": "default"}) | ({"rope_theta": bases[0]} if bases else {})
+
+
+def checked_yarn(scaling: dict[str, Any], context: int) -> dict[str, Any]:
+    """A YaRN scaling for a model of `context` tokens, or IqcError when a field is missing, unknown or contradicts."""
+
+    def refuse(what: str) -> IqcError:
+        return IqcError(f"rope_scaling: {what}", remedy="YaRN needs factor and original_max_position_embeddings")
+
+    given = {key: value for key, value in scaling.items() if key not in ("rope_type", "type")}
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind != "yarn":
+        raise refuse(f"type {kind}")
+    for name in ("factor", "original_max_position_embeddings"):
+        if name not in given:
+            raise refuse(f"{name} is missing")
+    for name, value in given.items():
+        if name not in YARN_LIMITS:
+            raise refuse(f"{name} is unknown")
+        if not isinstance(value, int | float) or isinstance(value, bool) != (name == "truncate"):
+            raise refuse(f"{name} is {value!r}")
+        if not YARN_LIMITS[name] <= value < math.inf:
+            raise refuse(f"{name} is {value}")
+    if given.get("beta_fast", 32) <= given.get("beta_slow", 1):
+        raise refuse("beta_fast is not above beta_slow")
+    reach = given["factor"] * given["original_max_position_embeddings"]
+    if not given["original_max_position_embeddings"] <= context <= reach:
+        raise refuse(
+            f"max_position_embeddings {context} is not between original_max_position_embeddings and {reach:g}, "
+            "which is factor times that"
+        )
+    return {"rope_type": "yarn"} | given
+
+
+def extend_context(config: ModelConfig, factor: float) -> None:
+    """Stretch the context by YaRN to `factor` times the one that the model was trained for without YaRN, in place."""
+    scaling = config.rope_scaling or {"original_max_position_embeddings": config.max_position_embeddings}
+    original = scaling["original_max_position_embeddings"]
+    context = int(factor * original)
+    if context < config.max_position_embeddings or factor <= 1:
+        raise IqcError(
+            f"a YaRN factor of {factor:g}, which makes a context of {context} from {original}",
+            remedy=f"the model has {config.max_position_embeddings} already: take a larger factor",
+        )
+    kept = {key: value for key, value in scaling.items() if key != "attention_factor"}  # that of another factor
+    config.rope_scaling = checked_yarn(kept | {"rope_type": "yarn", "factor": float(factor)}, context)
+    config.max_position_embeddings = context
 
 
 def parameter_count(config: ModelConfig) -> int:

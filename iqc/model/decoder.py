@@ -23,26 +23,10 @@ from iqc.kernels.linear_cross_entropy import linear_cross_entropy, linear_logpro
 from iqc.kernels.loop_attention import loop_attention
 from iqc.model.cache import Cache
 from iqc.model.config import ModelConfig
+from iqc.model.rotary import rotary, rotate
 
 KeyValue = tuple[Tensor, Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, KeyValue | None], Tensor]  # (q, k, v, pass 1's k and v) -> mixed values
-
-
-def rotary(positions: Tensor, config: ModelConfig, dtype: torch.dtype) -> KeyValue:
-    """Cosines and sines of the rotary angles, each [B, T, 1, head size / 2].
-
-    Angles are float32 (float64 in a float64 model), as in the implementations that the released weights run on.
-    """
-    exact = torch.promote_types(dtype, torch.float32)
-    steps = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=exact) / config.head_dim
-    angles = positions[..., None, None].to(exact) / config.rope_theta**steps
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x[i], x[i + half]) of every head: the half-split ("NeoX") form of RoPE. x [B, T, heads, D]."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 class RMSNorm(nn.RMSNorm):

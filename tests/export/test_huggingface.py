@@ -32,8 +32,10 @@ def transformers(monkeypatch, tmp_path):
 def saved(tmp_path):
     """A model directory, dense or looped, with rotary base and end-of-text ids that are nobody's default."""
 
-    def make(loops):
-        config = ModelConfig(60, 32, 48, 2, 4, 2, 256, rope_theta=123_456.0, loop_num=loops, loop_window_size=5)
+    def make(loops, **fields):
+        config = ModelConfig(
+            60, 32, 48, 2, 4, 2, 256, rope_theta=123_456.0, loop_num=loops, loop_window_size=5, **fields
+        )
         config.bos_token_id, config.eos_token_id = 1, [2, 7]
         model = Decoder(config)
         g = torch.Generator().manual_seed(3)
@@ -49,9 +51,14 @@ def saved(tmp_path):
     return make
 
 
-@pytest.mark.parametrize(("loops", "kind"), [(1, "LlamaForCausalLM"), (2, "IQuestLoopCoderForCausalLM")])
-def test_transformers_gives_our_logits_and_our_greedy_text(transformers, saved, loops, kind):
-    source, out = saved(loops)
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32}
+KINDS = [(1, "LlamaForCausalLM"), (2, "IQuestLoopCoderForCausalLM")]
+
+
+@pytest.mark.parametrize("scaling", [None, YARN])
+@pytest.mark.parametrize(("loops", "kind"), KINDS)
+def test_transformers_gives_our_logits_and_our_greedy_text(transformers, saved, loops, kind, scaling):
+    source, out = saved(loops, rope_scaling=scaling)
     export(source, out)
     theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
         out, trust_remote_code=loops > 1, output_loading_info=True

@@ -143,6 +143,8 @@ def test_refusals(room, made, tmp_path):
         (IqcError, "packed with tokenizer", {"data": other}),
         (IqcError, "without a token to learn", {"data": unlearnt}),
         (IqcError, "token 400 for a vocabulary of 400", {"data": foreign}),
+        (UsageError, "--yarn stretches a trained model", {"yarn": 2.0}),
+        (IqcError, "a YaRN factor of 0.5", {"stage": "anneal", "start": made, "yarn": 0.5}),
         (UsageError, "--epochs", {"epochs": -1.0, "steps": 0}),
         (UsageError, "recompute 'all'", {"recompute": "all"}),
     ):
@@ -156,6 +158,20 @@ def encode(values, dtype):
     import base64
 
     return base64.b64encode(np.array(values, dtype).tobytes()).decode()
+
+
+def test_a_context_is_stretched_by_yarn(room, made, tmp_path):
+    longer = room.pack("stretched", [Path(json.__file__).read_text()], context=128)
+    asked = {"stage": "anneal", "start": made, "steps": 2, "yarn": 2.0, "data": longer, "save_every": 1}
+    run = room.train(tmp_path / "run", **asked)
+    config = load_model(find_checkpoint(run)).config
+    assert config.max_position_embeddings == 128 and config.rope_scaling["original_max_position_embeddings"] == 64
+    lineage = json.loads((find_checkpoint(run) / "lineage.json").read_text())
+    assert lineage["stages"][lineage["stage"]]["options"]["yarn"] == 2.0
+    whole = (find_checkpoint(run) / "model.safetensors").read_bytes()
+    shutil.rmtree(find_checkpoint(run))  # a killed run goes on with the stretched checkpoint, not stretched again
+    room.train(run, **asked)
+    assert (find_checkpoint(run) / "model.safetensors").read_bytes() == whole
 
 
 def test_another_tokenizer_than_that_of_the_checkpoint_is_refused(room, made, tmp_path):
