@@ -17,7 +17,8 @@ def export(
 ) -> None:
     """Write a checkpoint as a directory that Transformers and vLLM load.
 
-    A dense model is a Llama; a looped one carries its Python files (trust_remote_code=True).
+    A dense model is a Llama; a looped one carries its Python files (trust_remote_code=True); experts have
+    the names of BailingMoe, with NormHead put into the head.
     """
     from iqc.export.huggingface import export as write
     from iqc.train.run import find_checkpoint

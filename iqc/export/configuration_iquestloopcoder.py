@@ -5,6 +5,7 @@ from transformers import PretrainedConfig
 
 class IQuestLoopCoderConfig(PretrainedConfig):
     model_type = "iquestloopcoder"
+    num_experts = 0  # no loop has them, but the decoder asks
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
-"""A model directory that Transformers loads: dense as the Llama it is, looped with its Python files beside it.
+"""A model directory that others load: dense as the Llama it is, looped with its Python files beside it, experts in
+the released names of BailingMoe with NormHead put into the head.
 
 The looped model's files are this package's own modules, copied with their imports made relative: the mathematics has
-one source. Weights keep names and bytes, and the lineage goes with them. vLLM has an implementation of both.
+one source. All other weights keep names and bytes, and the lineage goes with them. vLLM has an implementation of both.
 """
 
 import json
@@ -12,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 
 from iqc.errors import IqcError
-from iqc.model.checkpoint import CONFIG, load_config, publish
+from iqc.model.checkpoint import CONFIG, load_config, load_model, publish, write_model
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "lineage.json")
 CONFIGURATION, MODELING = "configuration_iquestloopcoder", "modeling_iquestloopcoder"
@@ -26,6 +27,7 @@ SOURCES = (
     "iqc.kernels.linear_cross_entropy",
     "iqc.kernels.loop_attention",
     "iqc.model.cache",
+    "iqc.model.experts",
     "iqc.model.rotary",
     "iqc.model.decoder",
 )
@@ -52,8 +54,13 @@ def export(model_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -
     building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         for file in sorted(source.iterdir()):
-            if file.name in COPIED or file.name.startswith("model"):
+            if file.name in COPIED or (file.name.startswith("model") and not config.norm_head):
                 shutil.copyfile(file, building / file.name)
+        if config.norm_head:
+            model = load_model(source)
+            model.fold_norm_head()
+            write_model(building, model)
+            record = model.config.to_hf(record["torch_dtype"])
         if config.loop_num > 1:
             record["auto_map"] = {
                 "AutoConfig": f"{CONFIGURATION}.IQuestLoopCoderConfig",

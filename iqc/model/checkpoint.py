@@ -1,6 +1,7 @@
 """A model directory in the released layout: config.json, model.safetensors (or its shards), tokenizer files beside.
 
-Parameters have the released names already, so nothing is renamed either way. A directory appears under its name when it
+Parameters have the released names already, so nothing is renamed either way; of models with experts iqc.model.bailing
+knows the names. A directory appears under its name when it
 is complete and on the disk; one that was there is replaced. Optimiser state is not kept here.
 """
 
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from iqc.errors import IqcError
+from iqc.model.bailing import from_released, to_released
 from iqc.model.config import ModelConfig
 from iqc.model.decoder import Decoder
 
@@ -33,13 +35,23 @@ def save_model(
     try:
         for file in files:
             shutil.copyfile(file, building / Path(file).name)
-        dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
-        (building / CONFIG).write_text(json.dumps(model.config.to_hf(dtype), indent=2) + "\n")
-        tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(tensors, building / WEIGHTS, metadata={"format": "pt"})  # Transformers refuses a file without it
+        write_model(building, model)
         publish(building, target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def write_model(directory: Path, model: Decoder) -> None:
+    """Put config and weights into a directory that is there."""
+    dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    (directory / CONFIG).write_text(json.dumps(model.config.to_hf(dtype), indent=2) + "\n")
+    tensors = {name: tensor.contiguous() for name, tensor in released_names(model).items()}
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})  # Transformers refuses a file without it
+
+
+def released_names(model: Decoder) -> dict[str, Tensor]:
+    """The weights by their names in a checkpoint."""
+    return to_released(model.state_dict()) if model.config.num_experts else model.state_dict()
 
 
 def publish(building: Path, target: Path) -> None:
@@ -89,7 +101,7 @@ def load_model(
     """
     model = Decoder(load_config(directory), device="meta")
     tensors = dict(_tensors(Path(directory)))
-    expected = model.state_dict()
+    expected = released_names(model)
     wrong = [f"missing {name}" for name in expected if name not in tensors]
     wrong += [f"unexpected {name}" for name in tensors if name not in expected]
     wrong += [
@@ -103,6 +115,8 @@ def load_model(
             where=str(directory),
             remedy="load the config.json that was saved with these weights",
         )
+    if model.config.num_experts:
+        tensors = from_released(tensors, model.config)
     model.load_state_dict({k: t.to(device=device, dtype=dtype or t.dtype) for k, t in tensors.items()}, assign=True)
     return model.requires_grad_(True)
 

@@ -23,6 +23,7 @@ from iqc.kernels.linear_cross_entropy import linear_cross_entropy, linear_logpro
 from iqc.kernels.loop_attention import loop_attention
 from iqc.model.cache import Cache
 from iqc.model.config import ModelConfig
+from iqc.model.experts import Experts, balance_loss, norm_head
 from iqc.model.rotary import rotary, rotate
 
 KeyValue = tuple[Tensor, Tensor]
@@ -51,23 +52,31 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, hidden_size: int, intermediate_size: int):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+def feed_forward(config: ModelConfig, layer: int) -> nn.Module:
+    """Dense, or with experts behind the first layers of a model that has them."""
+    if not config.num_experts or layer < config.first_k_dense_replace:
+        return MLP(config.hidden_size, config.intermediate_size)
+    width = config.num_shared_experts * config.moe_intermediate_size
+    return Experts(config, MLP(config.hidden_size, width) if width else None)
+
+
 class Block(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = feed_forward(config, layer)
 
     def before(self, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What comes before the attention: h [B, T, hidden size] to q, k, v [B, T, heads, head size]."""
@@ -146,7 +155,7 @@ class Body(nn.Module):
         self.recompute = Recompute()  # when training
         self.pieces = Pieces()  # when gradients are asked for
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         gates = config.num_hidden_layers if config.loop_num > 1 else 0
         self.gate_projections = nn.ModuleList(
             nn.Linear(config.head_dim, config.num_attention_heads) for _ in range(gates)
@@ -205,6 +214,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, seed: int = 0, device: torch.device | str | None = None):
         super().__init__()
         self.config = config
+        self.balance: float | Tensor = 0.0  # the load-balancing loss that `loss` added last, before its coefficient
         with torch.device("meta"):  # no memory, and no draw from the global random state
             self.model = Body(config)
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -229,8 +239,19 @@ class Decoder(nn.Module):
             elif "norm" in name:
                 parameter.fill_(1.0)
             else:
-                writer = name.endswith(("o_proj.weight", "down_proj.weight"))
+                writer = "o_proj" in name or "down_proj" in name
                 parameter.normal_(0.0, std / math.sqrt(writes) if writer else std, generator=generator)
+
+    @property
+    def head(self) -> Tensor:
+        """The matrix [vocabulary size, hidden size] that makes scores of hidden states."""
+        return norm_head(self.lm_head.weight) if self.config.norm_head else self.lm_head.weight
+
+    def fold_norm_head(self) -> None:
+        """Put NormHead into the head's weight: the same model, for loaders that know nothing of it."""
+        with torch.no_grad():
+            self.lm_head.weight.copy_(self.head)
+        self.config.norm_head = False
 
     def documents(self, tokens: Tensor, lengths: Sequence[Sequence[int]] | None) -> Documents:
         batch, length = tokens.shape
@@ -242,7 +263,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., hidden size] to [..., vocabulary size]."""
-        return self.lm_head(hidden)
+        return F.linear(hidden, self.head)
 
     def loss(
         self, tokens: Tensor, lengths: Sequence[Sequence[int]] | None = None, weights: Tensor | None = None
@@ -252,6 +273,9 @@ class Decoder(nn.Module):
         weights [B, T], constants (default 1): weights[b, t] is for predicting tokens[b, t] from the earlier tokens of
         its document. The first token of a document is never predicted, padding neither; their weights do not count.
         Tokens of weight 0 do not reach the vocabulary head.
+
+        In training mode a model with experts adds `router_aux_loss_coef` times the sum of weights times `balance`, the
+        mean load-balancing loss of its layers over these rows.
         """
         documents = self.documents(tokens, lengths)
         index = torch.arange(tokens.numel(), device=tokens.device).view_as(tokens)[:, :-1]
@@ -262,15 +286,24 @@ class Decoder(nn.Module):
             rows = index[chosen if weights is None else chosen & (weights[:, 1:] != 0)]
         targets = tokens.flatten()[rows + 1]
         w = weights.flatten()[rows + 1] if weights is not None else torch.ones(len(rows), device=tokens.device)
+        routers = [block.mlp for block in self.model.layers if isinstance(block.mlp, Experts)] if self.training else []
+        for router in routers:
+            router.routing = None
         hidden = self.model(tokens, documents).flatten(0, 1)
-        return linear_cross_entropy(hidden, self.lm_head.weight, targets, w, rows), w.sum()
+        total = linear_cross_entropy(hidden, self.head, targets, w, rows)
+        if routers:
+            real = documents.real.flatten() if documents.real is not None else None
+            balance = torch.stack([balance_loss(*router.routing, real) for router in routers if router.routing]).mean()
+            self.balance = balance.detach()
+            total = total + self.config.router_aux_loss_coef * w.sum() * balance
+        return total, w.sum()
 
     def token_logprobs(self, tokens: Tensor, lengths: Sequence[Sequence[int]] | None = None) -> Tensor:
         """[B, T]: log p(tokens[b, t] | earlier tokens of its document) in nats, 0 where nothing is predicted."""
         documents = self.documents(tokens, lengths)
         hidden = self.model(tokens, documents)
         chosen = _predicted(documents)
-        values = linear_logprobs(hidden[:, :-1][chosen], self.lm_head.weight, tokens[:, 1:][chosen])
+        values = linear_logprobs(hidden[:, :-1][chosen], self.head, tokens[:, 1:][chosen])
         out = torch.zeros_like(chosen, dtype=values.dtype).masked_scatter(chosen, values)
         return F.pad(out, (1, 0))
 

@@ -1,5 +1,7 @@
 """Muon for the matrices inside the blocks, AdamW for everything else, as one optimiser.
 
+A parameter of three dimensions is a stack of matrices, one an expert.
+
 Muon (Jordan et al. 2024) makes the momentum of a matrix nearly orthogonal by a Newton-Schulz iteration before it is
 applied, so that all directions move alike; its update is scaled to the size that AdamW's has, 0.2 sqrt(larger side)
 (Liu et al. 2025, arXiv 2502.16982), so that one learning rate and one weight decay serve both.
@@ -60,8 +62,9 @@ class Muon(AdamW):
                 momentum.lerp_(gradient, 1 - MOMENTUM)
                 directions.append(gradient.lerp(momentum, MOMENTUM))  # Nesterov
             batch = torch.stack(directions)
-            made = orthogonalise(batch.bfloat16() if batch.is_cuda else batch.float())
-            rate = group["lr"] * 0.2 * max(shape) ** 0.5
+            matrices = batch.flatten(0, -3)
+            made = orthogonalise(matrices.bfloat16() if batch.is_cuda else matrices.float()).view_as(batch)
+            rate = group["lr"] * 0.2 * max(shape[-2:]) ** 0.5
             for (parameter, _), direction in zip(pairs, made):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(direction.to(parameter.dtype), alpha=-rate)

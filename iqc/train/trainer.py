@@ -162,28 +162,33 @@ def update(
     micro_rows: int = 0,
     products: torch.dtype | None = None,
 ) -> dict[str, float]:
-    """One update; returns the mean loss in nats a token, the number of predicted tokens and the gradient norm."""
+    """One update; returns the mean loss in nats a token, the number of predicted tokens and the gradient norm.
+
+    With experts the load-balancing loss too, by micro-batch: it is no part of the loss that is returned.
+    """
     device = model.lm_head.weight.device
     for group in optimizer.param_groups:
         group["lr"] = rate
     count = float(np.sum(batch.weights, dtype=np.float64))
     if count <= 0:
         raise IqcError("an update without a token to learn", remedy="take a larger --batch-rows")
-    total = 0.0
+    total = balance = 0.0
     optimizer.zero_grad(set_to_none=True)
     for part in micro_batches(batch, micro_rows):
         with products_in(products, device):
-            nll, _ = model.loss(*to_device(part, device))
-        (nll / count).backward()
-        total += nll.item()
+            penalised, weight = model.loss(*to_device(part, device))
+        (penalised / count).backward()
+        total += penalised.item()
+        balance += float(model.balance) * weight.item()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item()
-    loss = total / count
+    loss = (total - model.config.router_aux_loss_coef * balance) / count
     if not math.isfinite(loss) or not math.isfinite(norm):
         raise IqcError(
             f"loss {loss}, gradient norm {norm}", remedy="lower --rate, or look for damaged rows in the data"
         )
     optimizer.step()
-    return {"loss": loss, "tokens": count, "grad_norm": norm}
+    metrics = {"loss": loss, "tokens": count, "grad_norm": norm}
+    return metrics | ({"balance": balance / count} if model.config.num_experts else {})
 
 
 @torch.no_grad()
