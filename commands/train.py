@@ -59,6 +59,7 @@ def train(
         int,
         typer.Option("--context", metavar="N", min=0, max=INT32, help="Tokens a row; 0: the stage's or the model's."),
     ] = 0,
+    loop: Annotated[bool, typer.Option("--loop", help="Fold the dense model of --from into a looped one.")] = False,
     yarn: Annotated[
         float,
         typer.Option(
@@ -94,6 +95,6 @@ def train(
 
     settings = TrainSettings(
         stage, model, start, steps, epochs, batch_rows, micro_rows, context, optimizer.value, rate, save_every, seed,
-        precision.value if precision else "", recompute, yarn,
+        precision.value if precision else "", recompute, loop, yarn,
     )  # fmt: skip
     run_train(settings, inputs or [], output, tokenizer, valid, summary, quiet)

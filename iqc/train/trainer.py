@@ -22,6 +22,7 @@ from iqc.model.checkpoint import load_model
 from iqc.model.compiled import compile_blocks
 from iqc.model.config import ModelConfig, extend_context, preset
 from iqc.model.decoder import Decoder, Recompute
+from iqc.model.fold import fold
 from iqc.streams.lineage import Input, Stage, lineage_of
 from iqc.streams.runner import Counts, Settings, StreamInput, read_records, report
 from iqc.tokens.loader import Batch, SequenceStore, batches
@@ -63,6 +64,7 @@ class TrainSettings:
     seed: int = 0
     precision: str = ""  # one of PRECISIONS; "": bf16 on a GPU, fp32 otherwise
     recompute: str = "none"  # Recompute.parse
+    loop: bool = False  # fold `start`, a dense model, into a looped one
     yarn: float = 0.0  # factor by which YaRN stretches the context of `start`; 0: not
 
 
@@ -89,6 +91,8 @@ def starting_model(settings: TrainSettings, stage: TrainingStage, tokenizer: Tok
     if settings.start is None:
         if settings.yarn:
             raise UsageError("--yarn stretches a trained model", remedy="--from the run or checkpoint to start from")
+        if settings.loop:
+            raise UsageError("--loop folds a trained model", remedy="--from a dense one, or --model nano-loop")
         if stage.starts_from:
             raise UsageError(
                 f"stage {stage.name} starts from a checkpoint", remedy=f"--from one of {', '.join(stage.starts_from)}"
@@ -110,6 +114,8 @@ def starting_model(settings: TrainSettings, stage: TrainingStage, tokenizer: Tok
         )
     model = load_model(checkpoint)
     check_vocabulary(model.config, tokenizer, "use the tokenizer of the checkpoint")
+    if settings.loop:
+        model = fold(model)
     if settings.yarn:
         extend_context(model.config, settings.yarn)
     return model, checkpoint
@@ -299,7 +305,7 @@ def lineage(asked: dict, inputs: list[Input], parent: Input | None, step: int, l
     """The lineage of a checkpoint: its data, and the checkpoint that it started from."""
     decisive = ("stage", "model", "steps", "batch_rows", "micro_rows", "context", "optimizer", "rate", "precision")
     options = {key: asked[key] for key in decisive if asked[key] is not None}
-    options |= {key: asked[key] for key in ("yarn",) if asked[key]}
+    options |= {key: asked[key] for key in ("loop", "yarn") if asked[key]}
     sources = [*inputs, *([parent] if parent else [])]
     output = {"digest": digest, "updates": step, "loss": loss}
     return lineage_of(Stage("train", __version__, options, asked["seed"]), sources, {"updates": step}, output)

@@ -11,7 +11,7 @@ import torch
 
 from iqc.errors import IqcError, UsageError
 from iqc.model.checkpoint import load_model
-from iqc.model.config import ModelConfig
+from iqc.model.config import PRESETS, ModelConfig
 from iqc.model.decoder import Decoder
 from iqc.streams.lineage import checked_lineage
 from iqc.tokens.loader import Batch
@@ -143,6 +143,8 @@ def test_refusals(room, made, tmp_path):
         (IqcError, "packed with tokenizer", {"data": other}),
         (IqcError, "without a token to learn", {"data": unlearnt}),
         (IqcError, "token 400 for a vocabulary of 400", {"data": foreign}),
+        (UsageError, "--loop folds a trained model", {"loop": True}),
+        (IqcError, "looped already", {"stage": "anneal", "start": made, "loop": True}),
         (UsageError, "--yarn stretches a trained model", {"yarn": 2.0}),
         (IqcError, "a YaRN factor of 0.5", {"stage": "anneal", "start": made, "yarn": 0.5}),
         (UsageError, "--epochs", {"epochs": -1.0, "steps": 0}),
@@ -158,6 +160,24 @@ def encode(values, dtype):
     import base64
 
     return base64.b64encode(np.array(values, dtype).tobytes()).decode()
+
+
+def test_a_dense_model_is_folded(room, tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "tiny-dense", ModelConfig(400, 32, 64, 2, 4, 2, 64))
+    dense = room.train(tmp_path / "dense", model="tiny-dense")
+    asked = {"stage": "anneal", "start": dense, "loop": True}
+    folded = load_model(find_checkpoint(room.train(tmp_path / "start", **asked, steps=0, epochs=0.0)))
+    before = load_model(find_checkpoint(dense))
+    assert folded.config.loop_num == 2 and before.config.loop_num == 1
+    assert all(torch.equal(p, folded.get_parameter(name)) for name, p in before.named_parameters())
+    run = room.train(tmp_path / "run", **asked)
+    told = []
+    for made in (dense, run):
+        lineage = json.loads((find_checkpoint(made) / "lineage.json").read_text())
+        told.append(lineage["stages"][lineage["stage"]]["options"].get("loop"))
+    assert told == [None, True]
+    gates = [p for name, p in load_model(find_checkpoint(run)).named_parameters() if "gate_projections" in name]
+    assert all(p.count_nonzero() for p in gates)  # weights have left 0
 
 
 def test_a_context_is_stretched_by_yarn(room, made, tmp_path):
