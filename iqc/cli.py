@@ -25,6 +25,7 @@ COMMANDS = {  # in the order of the pipeline; the text is what `iqc -h` shows
     "tasks": "Generate small programming tasks with tests",
     "tokenizer": "Train, show and check a byte-level BPE tokenizer",
     "pack": "Tokenise records and pack them into sequences",
+    "model": "Look at models: presets, costs, log-probabilities",
     "train": "Train one stage of a model",
     "rl": "Train a model on tasks by the tests its programs pass",
     "generate": "Complete prompts with a model",

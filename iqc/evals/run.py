@@ -1,7 +1,7 @@
-"""`iqc generate` and `iqc eval`: models and benchmarks over streams of records."""
+"""`iqc generate`, `iqc eval` and `iqc model logprobs`: models and benchmarks over streams of records."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from iqc.evals.report import benchmark, report, score_completions
 from iqc.model.checkpoint import load_model
 from iqc.model.complete import Sampling, complete, prompt_stage
 from iqc.model.decoder import Decoder
+from iqc.model.score import logprobs_stage
 from iqc.sandbox import Sandbox
 from iqc.streams.lineage import Input
 from iqc.streams.runner import Settings, StreamInput, read_records, run_stage, write_records
@@ -25,16 +26,20 @@ from iqc.train.run import find_checkpoint, lineage_inputs, weights_digest
 def open_model(path: str) -> tuple[Decoder, Tokenizer, Input]:
     """The model of a run, a checkpoint or a model directory, its tokenizer, and what lineage says of it."""
     place = find_checkpoint(path)
+    return load_model(place), load_tokenizer(place), checkpoint_input(place)
+
+
+def checkpoint_input(place: Path) -> Input:
     lineage = lineage_inputs(place)
     digest = lineage["output"]["digest"] if lineage else weights_digest(place)
-    return load_model(place), load_tokenizer(place), Input(digest, lineage=lineage, label="checkpoint")
+    return Input(digest, lineage=lineage, label="checkpoint")
 
 
 class PromptInput(StreamInput):
     """Streams of prompts; lineage names the model beside them."""
 
-    def __init__(self, names: list[str], model: Input):
-        super().__init__(names)
+    def __init__(self, names: list[str], model: Input, digest: str | None = None):
+        super().__init__(names, digest)
         self.model = model
 
     def results(self) -> list[Input]:
@@ -59,6 +64,15 @@ def generate_records(settings: Settings, model: str, sampling: Sampling) -> None
         seed=sampling.seed,
         reduce=partial(complete, decoder, tokenizer, sampling),
     )
+
+
+def score_records(settings: Settings, model: str, inputs: list[str]) -> None:
+    """`iqc model logprobs`: records with ids in, the same with their log-probabilities out."""
+    settings = replace(settings, inputs=inputs)
+    place = find_checkpoint(model)
+    made_by = checkpoint_input(place)
+    source = PromptInput(inputs, made_by, settings.input_digest)
+    run_stage("model-logprobs", {"model": made_by.digest}, settings, partial(logprobs_stage, place), source=source)
 
 
 def load_tasks(name: str, data: str) -> tuple[dict[str, Record], list[Input]]:

@@ -232,6 +232,9 @@ def world(server, tmp_path_factory) -> Path:
     train = ["train", place / "sequences.zst", *tokenizer, "--steps", 4, "--batch-rows", 4]
     make(*train, "--model", "tiny", *to("run"))
     make(*train, "--model", "tiny-dense", *to("dense"))
+    rows = [{"id": f"r{n}", "ids": [(7 * n + i * i) % 512 for i in range(1 + n % 40)]} for n in range(60)]
+    (place / "ids.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    make("head", "-n", "all", place / "ids.jsonl", *to("ids.zst"))
     return place
 
 

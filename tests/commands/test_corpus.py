@@ -13,6 +13,7 @@ JOBS = {
     "fim": "fim {world}/unique.zst --rate 1 --stretch 900 --seed 3",
     "pack": "pack {world}/unique.zst {world}/chats.zst --tokenizer {world}/tokenizer --context 128",
     "head": "head -n all {world}/unique.zst {world}/fim.zst",
+    "model": "model logprobs {world}/run {world}/ids.zst {world}/ids.jsonl",
 }
 
 

@@ -57,6 +57,17 @@ CASES = """
 1 | pack {bad}/no-text --tokenizer {world}/tokenizer | no-text:1
 1 | pack {world}/sequences.zst --tokenizer {world}/tokenizer | sequences.zst:1
 2 | pack {world}/documents.zst | tokenizer
+1 | model show giant | no preset 'giant'|nano-loop
+1 | model show {bad} | no checkpoint
+2 | model show nano --gpus 0 | gpus
+2 | model show nano --precision int8 | precision
+1 | model logprobs {bad}/missing {world}/ids.zst | no checkpoint
+1 | model logprobs {world}/run {bad}/missing | no such file
+1 | model logprobs {world}/run {bad}/no-text | no-text:1: field "ids"
+1 | model logprobs {world}/run {bad}/wrong-ids | wrong-ids:2: ids.1. is 512, not a token of 512
+1 | model logprobs {world}/run {world}/sequences.zst | sequences.zst:1: ids.0. is
+2 | model logprobs | Missing argument
+2 | model | Usage
 1 | train {bad}/missing --model tiny --tokenizer {world}/tokenizer | no such file
 1 | train {bad}/empty --model tiny --tokenizer {world}/tokenizer | no training rows
 1 | train {world}/documents.zst --model tiny --tokenizer {world}/tokenizer | documents.zst:1|field|sequence
@@ -126,6 +137,7 @@ def bad(world, tmp_path_factory):
     (place / "suite").write_text('{"id":"a","prompt":"x","entry_point":"f","tests":"for i in (1, 2): assert f(i)"}\n')
     (place / "task-without-id").write_text('{"prompt":"x","entry_point":"f","tests":"assert f(1) == 1"}\n')
     (place / "task-without-prompt").write_text('{"id":"a","entry_point":"f","tests":"assert f(1) == 1"}\n')
+    (place / "wrong-ids").write_text('{"id":"a","ids":[1]}\n{"id":"b","ids":[511,512]}\n')
     (place / "unknown-task").write_text('{"id":"a","task_id":"none","text":"x"}\n')
     (place / "cut.zst").write_bytes((world / "documents.zst").read_bytes()[:-100])
     from iqc.streams.runner import StreamInput, read_records

@@ -36,6 +36,39 @@ def test_pack(world, read):
     assert not any(question in text for text in learnt)
 
 
+def test_model_logprobs(world, read, server, shared, tmp_path):
+    golden = shared / "golden/loop-tiny"
+    if not golden.is_dir():
+        pytest.skip(f"{golden} is absent")
+    expected = json.loads((golden / "expected.json").read_text())
+    record = {"id": "a", "ids": expected.pop("prompt_ids"), "more": [1.5]}
+    (tmp_path / "in").write_text(json.dumps(record) + "\n")
+    server.make("model", "logprobs", golden, tmp_path / "in", "-o", tmp_path / "out")
+    (found,) = read(tmp_path / "out")
+    assert found == record | {name: found[name] for name in expected}
+    assert found["argmax_after_each"] == expected["argmax_after_each"]
+    assert found["next_token_logprobs"] == pytest.approx(expected["next_token_logprobs"], abs=1e-4)
+
+
+def test_model_logprobs_names_the_model_in_its_lineage(world, read, server, tmp_path):
+    server.make("model", "logprobs", world / "run", world / "ids.zst", "-o", tmp_path / "out")
+    found = read(tmp_path / "out")
+    assert [len(r["ids"]) for r in found] == [len(r["next_token_logprobs"]) + 1 for r in found]
+    assert all(value < 0 for r in found for value in r["next_token_logprobs"])
+    lineage = server.make("lineage", tmp_path / "out").stdout.decode()
+    assert "model-logprobs" in lineage and "train" in lineage and "tokenizer" in lineage
+
+
+def test_model_list_and_show(world, server):
+    listed = server.make("model", "list").stdout.decode()
+    assert "39,794,696,320" in listed and "nano-experts" in listed
+    shown = server.make("model", "show", "40b-loop", "--context", 8192, "--gpus", 64).stdout.decode()
+    for published in ("39,794,696,320", "327,680", "20,971,520"):
+        assert published in shown
+    of_run = server.make("model", "show", world / "run").stdout.decode()
+    assert "6 x 2 x" in of_run and "rows of 384" in of_run
+
+
 def test_tasks(world, read, server, tmp_path):
     tasks = read(world / "tasks.zst")
     assert len({task["id"] for task in tasks}) == 60
