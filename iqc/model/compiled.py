@@ -22,7 +22,9 @@ def compile_blocks(model: Decoder, **options: Any) -> None:
     Nothing happens under IQC_COMPILE=0.
     """
     if os.environ.get("IQC_COMPILE") != "0":
-        model.model.pieces = Pieces(compiled(Block.before, **options), compiled(Block.after, **options))
+        # Of experts, rows are data and the routing is a side effect: they run as they are.
+        after = Block.after if model.config.num_experts else compiled(Block.after, **options)
+        model.model.pieces = Pieces(compiled(Block.before, **options), after)
 
 
 def compiled(function: Callable, **options: Any) -> Callable:

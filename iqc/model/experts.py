@@ -30,6 +30,12 @@ def fused_grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     return F.grouped_mm(x, weight.mT, offs=counts.cumsum(0).to(torch.int32))
 
 
+def choices(chosen: Tensor, experts: int) -> Tensor:
+    """int64 [E]: how often each expert is chosen. (bincount would wait for a GPU.)"""
+    flat = chosen.flatten()
+    return torch.zeros(experts, dtype=torch.int64, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))
+
+
 class Experts(nn.Module):
     """The routed experts' matrices lie in three tensors [E, out, in]; `shared` is the feed-forward of all tokens."""
 
@@ -63,7 +69,7 @@ class Experts(nn.Module):
     def _routed(self, x: Tensor, chosen: Tensor) -> Tensor:
         """What each of a token's experts makes of it: x [N, hidden size], chosen [N, k] to [N, k, hidden size]."""
         order = chosen.flatten().argsort(stable=True)
-        counts = torch.bincount(chosen.flatten(), minlength=len(self.gate_proj))
+        counts = choices(chosen, len(self.gate_proj))
         rows = x[order // self.per_token]
         inner = F.silu(grouped_linear(rows, self.gate_proj, counts)) * grouped_linear(rows, self.up_proj, counts)
         out = grouped_linear(inner, self.down_proj, counts)
@@ -79,7 +85,7 @@ def balance_loss(probabilities: Tensor, chosen: Tensor, real: Tensor | None = No
     if real is not None:
         probabilities, chosen = probabilities[real], chosen[real]
     experts = probabilities.shape[-1]
-    load = torch.bincount(chosen.flatten(), minlength=experts) / len(chosen)
+    load = choices(chosen, experts) / len(chosen)
     return experts * torch.dot(load.to(probabilities.dtype), probabilities.mean(0))
 
 

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from iqc.model.config import PRESETS, ModelConfig, parameter_count, preset
-from iqc.model.decoder import Decoder
+from iqc.model.decoder import Decoder, Recompute
 from iqc.model.describe import STATES, activations, cache, flops, parameters, presets, show, states
 
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "num_shared_experts": 2, "moe_intermediate_size": 16}
@@ -84,7 +84,7 @@ def test_operations_of_attention_are_half_of_the_square():
 def kept_bytes(config: ModelConfig, recompute: bool, tokens: torch.Tensor) -> int:
     """What autograd holds between forward and backward of the blocks, without the weights."""
     model = Decoder(config).train()
-    model.model.recompute = recompute
+    model.model.recompute = Recompute.parse("block" if recompute else "none")
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages = {}
 

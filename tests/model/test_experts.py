@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
@@ -12,8 +13,9 @@ from iqc.errors import IqcError
 from iqc.export.huggingface import export
 from iqc.model.bailing import from_released, to_released
 from iqc.model.checkpoint import load_model, save_model
+from iqc.model.compiled import compile_blocks
 from iqc.model.config import ModelConfig, parameter_count, preset
-from iqc.model.decoder import MLP, Decoder
+from iqc.model.decoder import MLP, Decoder, Recompute
 from iqc.model.experts import Experts, balance_loss, fused_grouped_linear, grouped_linear, norm_head
 from iqc.model.generate import generate
 
@@ -161,19 +163,27 @@ def test_the_balance_pulls_the_router_towards_even_loads():
     assert found[0] > 3 and max(found[-10:]) < 2.2
 
 
-def test_recompute_changes_no_gradient(tiny):
-    gradients = []
-    for recompute in (False, True):
-        model = tiny(1, **EXPERTS, first_k_dense_replace=1, norm_head=True, router_aux_loss_coef=0.1).train()
-        model.model.recompute = recompute
-        for _ in range(2):  # the second must not see the routing of the first
-            model.zero_grad()
-            loss, count = model.loss(TOKENS, [[6, 7], [10]])
-            (loss / count).backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters()})
-    for name, expected in gradients[0].items():
+def gradients(model: Decoder) -> dict[str, torch.Tensor]:
+    for _ in range(2):  # the second must not see the routing of the first
+        model.zero_grad()
+        loss, count = model.loss(TOKENS, [[6, 7], [10]])
+        (loss / count).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "block", "mlp", "block:1,mlp:1"])
+def test_neither_recompute_nor_compiling_changes_a_gradient(tiny, recompute, compiled):
+    shape = EXPERTS | {"first_k_dense_replace": 1, "norm_head": True, "router_aux_loss_coef": 0.1}
+    plain, model = tiny(1, **shape).train(), tiny(1, **shape).train()
+    model.model.recompute = Recompute.parse(recompute)
+    if compiled:
+        torch._dynamo.reset()
+        compile_blocks(model, backend="aot_eager_decomp_partition")
+    found = gradients(model)
+    for name, expected in gradients(plain).items():
         assert expected.abs().sum().item() > 0, name
-        torch.testing.assert_close(gradients[1][name], expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-12)
 
 
 def test_norm_head_is_over_the_vocabulary():
