@@ -2,7 +2,8 @@
 
 Pass 1 is a plain Llama. Later passes start from the hidden state that the pass before left (no norm, no embedding in
 between); their attention mixes a global branch over pass 1's keys and values with a local branch over their own
-(iqc.kernels.loop_attention). Parameters carry the released names, so state dicts are checkpoints.
+(iqc.kernels.loop_attention). Parameters carry the released names, so state dicts are checkpoints. With IQC_DEBUG set,
+values that are not finite stop a forward.
 """
 
 import math
@@ -23,6 +24,7 @@ from iqc.kernels.linear_cross_entropy import linear_cross_entropy, linear_logpro
 from iqc.kernels.loop_attention import loop_attention
 from iqc.model.cache import Cache
 from iqc.model.config import ModelConfig
+from iqc.model.debug import check_finite, debugging
 from iqc.model.experts import Experts, balance_loss, norm_head
 from iqc.model.rotary import rotary, rotate
 
@@ -189,6 +191,9 @@ class Body(nn.Module):
         firsts: list[KeyValue | None] = [None] * len(self.layers)
         learns = torch.is_grad_enabled()
         pieces = self.pieces if learns else Pieces()
+        debug = debugging()
+        if debug:
+            check_finite(h, "model.embed_tokens")
         for loop in range(self.config.loop_num):
             for i, block in enumerate(self.layers):
                 attend: Attend = partial(self.attend, i, documents)
@@ -198,6 +203,8 @@ class Body(nn.Module):
                 what = self.recompute.of(loop * len(self.layers) + i) if self.training and learns else "none"
                 args = h, cos, sin, attend, firsts[i], pieces, what != "mlp"
                 h, k, v = recomputed(block, *args) if what == "block" else block(*args)
+                if debug:
+                    check_finite(h, f"model.layers.{i} in pass {loop + 1}")
                 if loop == 0 and self.config.loop_num > 1:
                     firsts[i] = (k, v)
         return self.norm(h)
@@ -263,7 +270,10 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., hidden size] to [..., vocabulary size]."""
-        return F.linear(hidden, self.head)
+        scores = F.linear(hidden, self.head)
+        if debugging():
+            check_finite(scores, "lm_head")
+        return scores
 
     def loss(
         self, tokens: Tensor, lengths: Sequence[Sequence[int]] | None = None, weights: Tensor | None = None
@@ -291,6 +301,8 @@ class Decoder(nn.Module):
             router.routing = None
         hidden = self.model(tokens, documents).flatten(0, 1)
         total = linear_cross_entropy(hidden, self.head, targets, w, rows)
+        if debugging():
+            check_finite(total, "lm_head")
         if routers:
             real = documents.real.flatten() if documents.real is not None else None
             balance = torch.stack([balance_loss(*router.routing, real) for router in routers if router.routing]).mean()
@@ -304,6 +316,8 @@ class Decoder(nn.Module):
         hidden = self.model(tokens, documents)
         chosen = _predicted(documents)
         values = linear_logprobs(hidden[:, :-1][chosen], self.head, tokens[:, 1:][chosen])
+        if debugging():
+            check_finite(values, "lm_head")
         out = torch.zeros_like(chosen, dtype=values.dtype).masked_scatter(chosen, values)
         return F.pad(out, (1, 0))
 
