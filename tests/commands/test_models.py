@@ -96,6 +96,16 @@ def test_train_and_its_lineage(world, server, tmp_path):
     assert all(options["optimizer"] == "adamw" for options in asked)
 
 
+def test_a_dense_run_is_folded_and_stretched_on_its_way(world, server, tmp_path):
+    asked = ["--stage", "anneal", "--from", world / "dense", "--steps", 2, "--batch-rows", 2, "-q"]
+    server.make("train", world / "sequences.zst", *asked, "--loop", "--yarn", 2, "-o", tmp_path / "run")
+    shown = server.make("model", "show", tmp_path / "run").stdout.decode()
+    assert "gates" in shown and "rows of 768" in shown
+    lineage = server.make("lineage", tmp_path / "run").stdout.decode()
+    assert "loop" in lineage and "yarn" in lineage
+    server.make("model", "logprobs", tmp_path / "run", world / "ids.zst", "-o", tmp_path / "scored")
+
+
 def test_generate(world, server, read, tmp_path):
     command = ["generate", world / "prompts.zst", "--model", world / "run", "--max-new-tokens", 6, "--temperature", 1]
     server.make(*command, "-n", 3, "-o", tmp_path / "three")
