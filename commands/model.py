@@ -15,9 +15,10 @@ app = command_app(help="Look at models: presets, what one costs, what one thinks
 
 
 class Precision(StrEnum):
-    bf16 = "bf16"
-    mixed = "mixed"
     fp32 = "fp32"
+    bf16 = "bf16"
+    bf16_pure = "bf16-pure"
+    mixed = "mixed"
 
 
 @app.command("list")
@@ -37,7 +38,7 @@ def show(
         int, typer.Option("--context", metavar="N", min=0, max=INT32, help="Tokens a row; 0: the model's context.")
     ] = 0,
     precision: Annotated[
-        Precision, typer.Option("--precision", help="Of weights, gradients and moments; mixed: bf16 with fp32 masters.")
+        Precision, typer.Option("--precision", help="As iqc train has it; mixed: bf16 with fp32 masters and moments.")
     ] = Precision.mixed,
 ) -> None:
     """Show what a model costs: parameters, operations, cache, memory to train; every sum with its addends."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from iqc.model.config import PRESETS, ModelConfig, parameter_count
 
-# Bytes a parameter of weights, gradients and AdamW's state: all bfloat16; bfloat16 with float32 master weights and
-# moments (ZeRO, Rajbhandari et al. 2020, section 3.1); all float32.
-STATES = {"bf16": (2, 2, 2 + 2), "mixed": (2, 2, 4 + 4 + 4), "fp32": (4, 4, 4 + 4)}
+# Bytes a parameter of weights, gradients and AdamW's state. The first three are those of iqc train: float32; float32
+# with a bfloat16 copy for the products; bfloat16 alone. Mixed is bfloat16 with float32 master weights and moments
+# (ZeRO, Rajbhandari et al. 2020, section 3.1).
+STATES = {"fp32": (4, 4, 4 + 4), "bf16": (4 + 2, 4, 4 + 4), "bf16-pure": (2, 2, 2 + 2), "mixed": (2, 2, 4 + 4 + 4)}
 SHARDED_FROM = {"weights": 3, "gradients": 2, "optimiser": 1}  # the ZeRO stage from which each is divided over GPUs
 
 

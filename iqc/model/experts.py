@@ -26,8 +26,8 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
 
 
 def fused_grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    """`grouped_linear` as one kernel."""
-    return F.grouped_mm(x, weight.mT, offs=counts.cumsum(0).to(torch.int32))
+    """`grouped_linear` as one kernel. Weights are wider than x under autocast, which knows nothing of this kernel."""
+    return F.grouped_mm(x, weight.to(x.dtype).mT, offs=counts.cumsum(0).to(torch.int32))
 
 
 def choices(chosen: Tensor, experts: int) -> Tensor:
@@ -86,7 +86,7 @@ def balance_loss(probabilities: Tensor, chosen: Tensor, real: Tensor | None = No
         probabilities, chosen = probabilities[real], chosen[real]
     experts = probabilities.shape[-1]
     load = choices(chosen, experts) / len(chosen)
-    return experts * torch.dot(load.to(probabilities.dtype), probabilities.mean(0))
+    return experts * (load * probabilities.mean(0)).sum()
 
 
 def norm_head(weight: Tensor) -> Tensor:

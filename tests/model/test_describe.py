@@ -118,7 +118,7 @@ def test_keys_and_values_of_pass_1_stay_as_long_as_a_cache():
 
 
 def test_text():
-    shown = show(preset("40b-loop"), 8, 4096, "bf16")
+    shown = show(preset("40b-loop"), 8, 4096, "bf16-pure")
     assert "39,794,696,320" in shown and "2 x 39794696320, / 8 from stage 3" in shown
     assert len(show(preset("nano"), 1, 512, "fp32").splitlines()) < len(shown.splitlines())
     assert len(presets().splitlines()) == len(PRESETS) + 1

@@ -304,8 +304,8 @@ def test_a_cache_changes_nothing(tiny):
             row.append(token)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_training_lowers_loss_and_tells_the_balance(tiny, optimizer):
+@pytest.mark.parametrize(("optimizer", "products"), [("adamw", None), ("muon", None), ("adamw", torch.bfloat16)])
+def test_training_lowers_loss_and_tells_the_balance(optimizer, products):
     import numpy as np
 
     from iqc.tokens.loader import Batch
@@ -315,7 +315,7 @@ def test_training_lowers_loss_and_tells_the_balance(tiny, optimizer):
     lengths = [np.array([13], np.int64)] * 2
     batch = Batch(TOKENS.numpy(), np.ones(TOKENS.shape, np.float32) * (np.arange(13) > 0), lengths)
     steps = make_optimizer(model, 0.02, optimizer)
-    made = [update(model, steps, batch, 0.02, micro_rows=1) for _ in range(30)]
+    made = [update(model, steps, batch, 0.02, 1, products) for _ in range(30)]
     assert made[-1]["loss"] < 0.8 * made[0]["loss"]
     assert all(1.9 < line["balance"] < 5.1 for line in made)
     expected = -model.eval().token_logprobs(TOKENS).sum().item() / 24
