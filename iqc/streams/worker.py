@@ -93,12 +93,13 @@ def holds_huge_float(record: dict[str, Any]) -> bool:
     stack: list[Any] = [record]
     while stack:
         item = stack.pop()
-        if type(item) is dict:
-            stack.extend(item.values())
-        elif type(item) is list:
-            stack.extend(item)
-        elif type(item) is float and abs(item) >= 2**63:
-            return True
+        for value in item.values() if type(item) is dict else item:
+            kind = type(value)
+            if kind is float:
+                if abs(value) >= 2**63:
+                    return True
+            elif kind is dict or kind is list:
+                stack.append(value)
     return False
 
 

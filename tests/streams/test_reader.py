@@ -15,6 +15,7 @@ from iqc.errors import IqcError
 from iqc.streams import container, reader, worker
 from iqc.streams.container import CHUNK, MAX_RECORD, ByteSource, skippable
 from iqc.streams.lineage import Digest, line_digest
+from iqc.streams.reader import LONG
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 VALUES = st.recursive(
@@ -89,8 +90,8 @@ def test_a_chunk_ends_at_the_first_line_end_at_or_after_its_size(over):
     assert chunks_of(first + b"b\n" + b"c", piece=4097) == found
 
 
-@given(st.lists(st.sampled_from([0, 1, 2, 99]), max_size=12), st.booleans())
-@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([0, 1, 99, LONG - 1, LONG, LONG + 1, 9 * LONG]), max_size=20), st.booleans())
+@settings(max_examples=100, deadline=None)
 def test_lines_are_those_of_split(sizes, ended):
     text = b"\n".join(bytes([65 + number]) * size for number, size in enumerate(sizes)) + b"\n" * ended
     lines = text.split(b"\n")
