@@ -1,6 +1,5 @@
 """`iqc crawl-clean`: source trees and web archives to clean documents."""
 
-import hashlib
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,6 +52,8 @@ def crawl_clean(
     options = CleanOptions(names(code_rules, CODE_SETS), names(web_rules, WEB_SETS), rules_file, syntax, measured)
     shown = {"code": list(options.code), "web": list(options.web), "syntax": syntax, "measured": measured}
     if rules_file:
+        import hashlib
+
         with open(rules_file, "rb") as file:
             shown["rules"] = hashlib.file_digest(file, "sha256").hexdigest()
     corpus = open_corpus(settings.inputs or [], source)

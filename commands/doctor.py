@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import orjson
 import typer
 
 from iqc.options import command_app, config_options
@@ -19,6 +18,8 @@ def doctor(
 
     The exit status is 1 when something is broken that every command needs, or when the sandbox breaks a promise.
     """
+    import orjson
+
     from iqc import __version__
     from iqc.doctor import checks, text
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import orjson
 import typer
 
 from iqc.options import command_app, config_options
@@ -19,6 +18,8 @@ def lineage(
     verify: Annotated[bool, typer.Option("--verify", help="Read the stream whole and compare its digest.")] = False,
 ) -> None:
     """Show the stages that made a stream or a checkpoint, back to the raw inputs."""
+    import orjson
+
     from iqc.streams.inspect import lineage_text
     from iqc.streams.reader import lineage_at, verify_digest
 

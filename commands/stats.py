@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import orjson
 import typer
 
 from iqc.options import Inputs, command_app, config_options
@@ -17,6 +16,8 @@ def stats(
     json: Annotated[bool, typer.Option("--json", help="Write one JSON object instead.")] = False,
 ) -> None:
     """Say what is in a stream: counts, sizes, fields with their types, languages, and a picture of the lengths."""
+    import orjson
+
     from iqc.streams.inspect import measure, stats_text
     from iqc.streams.runner import StreamInput, read_records
 

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from iqc import __version__
-from iqc.errors import IqcError, UsageError
+from iqc.errors import ClosedPipe, IqcError, UsageError
 
 COMMANDS = {  # in the order of the pipeline; the text is what `iqc -h` shows
     "crawl-clean": "Source trees and web archives to clean documents",
@@ -137,8 +137,6 @@ def _flush() -> None:
 
 def run(args: list[str]) -> int:
     """Run the command line; returns the exit status."""
-    from iqc.streams.stage import ClosedPipe
-
     _ready_streams()
     name = next((arg for arg in args if not arg.startswith("-")), "")
     shown = f"iqc {name}" if name in COMMANDS else "iqc"

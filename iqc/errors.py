@@ -29,5 +29,9 @@ class UsageError(IqcError):
     """The command was called wrongly: exit status 2."""
 
 
+class ClosedPipe(Exception):
+    """The reader of the standard output went away: the command ends quietly with status 141."""
+
+
 class BadRecord(IqcError):
     """One record cannot be used; `--on-error` decides whether that ends the run. Stages raise it without `where`."""

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from iqc.errors import UsageError
+from iqc.errors import ClosedPipe, UsageError
 
 
 def command_app(**settings: Any) -> typer.Typer:
@@ -198,8 +198,6 @@ def _with_options(
             settings = Settings(**{name: values.pop(name) for name in shared})
             function(settings, **values)
         except BrokenPipeError:  # from print; Typer would make it status 1
-            from iqc.streams.stage import ClosedPipe
-
             raise ClosedPipe from None
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

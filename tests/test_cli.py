@@ -58,6 +58,24 @@ def test_help_of_every_command_imports_nothing_heavy(environment):
         assert status == 0 and length > 5 and not HEAVY & set(modules), (args, HEAVY & set(modules))
 
 
+BESIDE_TYPER = """
+import contextlib, io, sys
+import typer
+before = set(sys.modules)
+from iqc.cli import COMMANDS, run
+for name in COMMANDS:
+    with contextlib.redirect_stdout(io.StringIO()):
+        run([name, "-h"])
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_help_imports_little_beside_typer_and_the_command(environment):
+    done = subprocess.run([sys.executable, "-c", BESIDE_TYPER], env=environment, capture_output=True, text=True)
+    beside = [name for name in done.stdout.split() if not name.startswith(("typer.", "encodings.", "iqc.commands"))]
+    assert beside == ["iqc", "iqc.cli", "iqc.errors", "iqc.options", "sysconfig"], done.stderr
+
+
 def test_flags_are_frozen():
     lines = []
     for name, command in leaves():

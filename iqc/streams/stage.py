@@ -36,10 +36,6 @@ class Raw:
 Transform = Callable[[Any], Iterable[Any]]  # of Record, Dropped and Raw; of any values in the map of a set stage
 
 
-class ClosedPipe(Exception):
-    """The reader of the standard output went away: the command ends quietly with status 141."""
-
-
 def rng(seed: int, command: str, record_id: str) -> random.Random:
     """The random choices of one record: they depend on nothing else, so neither on order nor on the number of jobs."""
     digest = hashlib.sha256(f"{seed}\0{command}\0{record_id}".encode()).digest()

@@ -12,10 +12,10 @@ from typing import BinaryIO
 
 import orjson
 
-from iqc.errors import BadRecord, IqcError
+from iqc.errors import BadRecord, ClosedPipe, IqcError
 from iqc.streams.container import CHUNK, MAX_RECORD, Frame, FrameWriter, compress
 from iqc.streams.lineage import Digest, line_digest
-from iqc.streams.stage import ClosedPipe, Record
+from iqc.streams.stage import Record
 
 BLOCK = 256 << 10  # bytes of lines that are digested and joined at a time: they are in the processor's cache
 GATHER = (

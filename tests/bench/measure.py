@@ -28,11 +28,12 @@ class Timing:
 def timed(command: Sequence[object], cores: int | None = None) -> Timing:
     """Run a command on that many processors; CalledProcessError when it fails."""
     usable = sorted(os.sched_getaffinity(0))[:cores]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # as when installed
     started = time.perf_counter()
     with subprocess.Popen(
         [*map(str, command)],
         stdout=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(REPO)},
+        env=env | {"PYTHONPATH": str(REPO)},
         preexec_fn=lambda: os.sched_setaffinity(0, usable),  # noqa: PLW1509  (there are no threads)
     ) as process:
         _, status, usage = os.wait4(process.pid, 0)
