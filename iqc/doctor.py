@@ -63,11 +63,6 @@ NEEDED = {
     "torch": ("torch", "train, rl, generate"),
 }
 OPTIONAL = {
-    "triton": (
-        "triton",
-        "nothing yet: kernels for a GPU will need it",
-        "it comes with PyTorch's builds for GPUs on Linux",
-    ),
     "ray": ("ray", "--ray ADDRESS", "pip install 'iqc[ray]'"),
     "transformers": ("transformers", "loading exported models, and the tests that do", "pip install transformers"),
 }
@@ -84,11 +79,12 @@ GIT = (2, 36)  # the first that has what iqc.history asks of it
 def checks() -> list[Check]:
     """All checks, in the order in which they are shown. Takes some seconds, most of them PyTorch's."""
     with ThreadPoolExecutor(min(8, usable_cores())) as pool:
-        needed = [pool.submit(_needed, name, *row) for name, row in NEEDED.items()]
+        torch, triton = pool.submit(_torch), pool.submit(_triton)  # the longest first
+        needed = [pool.submit(_needed, name, *row) for name, row in NEEDED.items() if name != "torch"]
         optional = [pool.submit(_optional, name, *row) for name, row in OPTIONAL.items()]
-        gpus, clash, grammars = pool.submit(_gpus), pool.submit(_kernels_clash), pool.submit(_grammars)
-        found = _machine() + [future.result() for future in needed] + [grammars.result()]
-        found += gpus.result() + [future.result() for future in optional] + [clash.result()]
+        clash, grammars = pool.submit(_kernels_clash), pool.submit(_grammars)
+        found = _machine() + [future.result() for future in needed] + [torch.result()[0], grammars.result()]
+        found += torch.result()[1:] + [triton.result()] + [future.result() for future in optional] + [clash.result()]
     return found + [_tool(name, *row) for name, row in TOOLS.items()] + _sandbox()
 
 
@@ -148,15 +144,22 @@ def _ask(code: str, here: bool = False) -> tuple[str, str]:
 def _version(distribution: str, module: str) -> tuple[str, str]:
     """(state, the version or why there is none)."""
     code = f"import {module}\nfrom importlib.metadata import version\nprint(version({distribution!r}))"
-    version, why = _ask(code)
-    if version:
-        return OK, version
+    return _state(module, *_ask(code))
+
+
+def _state(module: str, said: str, why: str) -> tuple[str, str]:
+    """(state, what a Python that imported the module said, or why it said nothing)."""
+    if said:
+        return OK, said
     absent = importlib.util.find_spec(module.partition(".")[0]) is None
     return (MISSING, "not installed") if absent else (BROKEN, why)
 
 
 def _needed(distribution: str, module: str, enables: str) -> Check:
-    state, seen = _version(distribution, module)
+    return _needed_row(distribution, *_version(distribution, module), enables)
+
+
+def _needed_row(distribution: str, state: str, seen: str, enables: str) -> Check:
     remedy = "" if state == OK else f"pip install --force-reinstall {distribution}, in the version iqc asks for"
     return Check("needed", distribution, state, seen, enables, remedy, core=True)
 
@@ -186,24 +189,46 @@ def _grammars() -> Check:
     return Check("needed", "grammars", BROKEN, seen, "crawl-clean, fim, triplets", remedy, core=True)
 
 
-def _gpus() -> list[Check]:
-    """What PyTorch sees; a machine whose driver has a GPU that PyTorch does not see is broken."""
+def _torch() -> list[Check]:
+    """PyTorch and the GPUs it sees; a machine whose driver has a GPU that PyTorch does not see is broken.
+
+    One process for both: importing PyTorch takes more processor time than all other modules.
+    """
     code = (
-        "import json, torch\ndevice = torch.cuda.get_device_properties\nprint(json.dumps([[d.name, d.total_memory, "
-        "f'{d.major}.{d.minor}'] for d in map(device, range(torch.cuda.device_count()))]))"
+        "import json, torch\nfrom importlib.metadata import version\ndevice = torch.cuda.get_device_properties\n"
+        "print(json.dumps([version('torch'), [[d.name, d.total_memory, f'{d.major}.{d.minor}'] "
+        "for d in map(device, range(torch.cuda.device_count()))]]))"
     )
     said, why = _ask(code)
+    version, devices = json.loads(said) if said else ("", [])
+    torch = _needed_row("torch", *_state("torch", version, why), NEEDED["torch"][1])
     enables = "training and generation beyond small models"
-    found = [
+    gpus = [
         Check("optional", f"gpu {number}", OK, f"{name}, {_gib(memory)}, compute capability {capability}", enables)
-        for number, (name, memory, capability) in enumerate(json.loads(said) if said else [])
+        for number, (name, memory, capability) in enumerate(devices)
     ]
-    if found:
-        return found
+    if gpus:
+        return [torch, *gpus]
     if Path("/proc/driver/nvidia/version").exists():
         remedy = "install a build of PyTorch for this driver: https://pytorch.org/get-started"
-        return [Check("optional", "gpu", BROKEN, why or "the driver is here, PyTorch sees no device", enables, remedy)]
-    return [Check("optional", "gpu", MISSING, "none", enables, "small presets run on the processor")]
+        seen = why or "the driver is here, PyTorch sees no device"
+        return [torch, Check("optional", "gpu", BROKEN, seen, enables, remedy)]
+    return [torch, Check("optional", "gpu", MISSING, "none", enables, "small presets run on the processor")]
+
+
+def _triton() -> Check:
+    """Whether Triton loads, has a GPU to compile for, and its interpreter runs a function (of its own library)."""
+    code = (
+        "import os\nos.environ['TRITON_INTERPRET'] = '1'\nimport triton, triton.language as tl\n"
+        "from triton.backends import backends\n"
+        "gpu = ' and '.join(name for name, one in backends.items() if one.driver.is_active()) or 'no GPU'\n"
+        "try:\n    tl.swizzle2d[(1,)](0, 1, 2, 2, 1)\n    interpreter = 'its interpreter runs'\n"
+        "except Exception as error:\n    interpreter = f'its interpreter does not run ({error})'\n"
+        "print(f'{triton.__version__}, {gpu}, {interpreter}')"
+    )
+    state, seen = _state("triton", *_ask(code))
+    remedy = "" if state == OK else "it comes with PyTorch's builds for GPUs on Linux"
+    return Check("optional", "triton", state, seen, "kernels on a GPU; its interpreter runs them anywhere", remedy)
 
 
 def _kernels_clash() -> Check:

@@ -44,6 +44,41 @@ def test_a_module_is_there_missing_or_broken(place):
     assert (broken.state, broken.seen) == (BROKEN, "ended by signal 6")
 
 
+def test_triton_says_whether_it_has_a_gpu_and_its_interpreter_runs(place):
+    for name in ("triton", "triton/backends"):
+        (place / name).mkdir()
+    (place / "triton/__init__.py").write_text("__version__ = '9.1'\n")
+    drivers = "class Driver:\n    def __init__(self, active): self.driver, self.is_active = self, lambda: active\n"
+    (place / "triton/backends/__init__.py").write_text(drivers + "backends = dict(a=Driver(True), b=Driver(False))\n")
+    language = place / "triton/language.py"
+    language.write_text("swizzle2d = {(1,): lambda *sizes: None}\n")
+    found = doctor._triton()
+    assert (found.state, found.seen, found.fails) == (OK, "9.1, a, its interpreter runs", False)
+    language.write_text("swizzle2d = {}\n")
+    assert "its interpreter does not run" in doctor._triton().seen
+    language.write_text("raise ImportError('gone')\n")
+    broken = doctor._triton()
+    assert broken.state == BROKEN and "gone" in broken.seen and broken.remedy
+
+
+def test_torch_and_the_gpus_come_from_one_process(place):
+    (place / "torch.py").write_text("raise ImportError('gone')\n")
+    torch, gpu = doctor._torch()
+    assert (torch.name, torch.state, torch.fails) == ("torch", BROKEN, True) and "gone" in torch.seen
+    assert gpu.state != OK
+    info = place / "torch-9.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.1\n")
+    (place / "torch.py").write_text(
+        "class cuda:\n    name, total_memory, major, minor = 'H', 2**30, 9, 0\n"
+        "    get_device_properties = staticmethod(lambda number: cuda)\n"
+        "    device_count = staticmethod(lambda: 2)\n"
+    )
+    torch, *gpus = doctor._torch()
+    assert (torch.state, torch.seen) == (OK, "9.1")
+    assert [gpu.seen for gpu in gpus] == ["H, 1.0 GiB, compute capability 9.0"] * 2
+
+
 def test_a_package_kernels_that_hides_the_other_is_found(place):
     assert doctor._kernels_clash().state == OK
     (place / "kernels").mkdir()
