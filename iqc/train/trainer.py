@@ -178,21 +178,22 @@ def update(
     count = float(np.sum(batch.weights, dtype=np.float64))
     if count <= 0:
         raise IqcError("an update without a token to learn", remedy="take a larger --batch-rows")
-    total = balance = 0.0
+    total, balance = torch.zeros(2, dtype=torch.float64, device=device)
     optimizer.zero_grad(set_to_none=True)
     for part in micro_batches(batch, micro_rows):
         with products_in(products, device):
             penalised, weight = model.loss(*to_device(part, device))
         (penalised / count).backward()
-        total += penalised.item()
-        balance += float(model.balance) * weight.item()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item()
-    loss = (total - model.config.router_aux_loss_coef * balance) / count
+        total += penalised.detach()
+        balance += model.balance * weight
+    gradient = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    optimizer.step()
+    norm, balance = gradient.item(), balance.item()  # a GPU is waited for here, and nowhere before
+    loss = (total.item() - model.config.router_aux_loss_coef * balance) / count
     if not math.isfinite(loss) or not math.isfinite(norm):
         raise IqcError(
             f"loss {loss}, gradient norm {norm}", remedy="lower --rate, or look for damaged rows in the data"
         )
-    optimizer.step()
     metrics = {"loss": loss, "tokens": count, "grad_norm": norm}
     return metrics | ({"balance": balance / count} if model.config.num_experts else {})
 
