@@ -104,3 +104,37 @@ def test_compiled_slope_equals_the_plain_one():
     slope = logits.detach().clone()
     torch.testing.assert_close(module._to_slope(slope, targets, weights), loss.detach(), rtol=0, atol=1e-12)
     torch.testing.assert_close(slope, torch.autograd.grad(loss, logits)[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_on_a_gpu_as_close_to_float64_as_whole_logits(monkeypatch, chunks, dtype):
+    """Poisoned rows that are not chosen stay out; their gradient is zero."""
+    tokens, width, vocabulary = 700, 96, 1000
+    monkeypatch.setattr(module, "GPU_CHUNK_LOGITS", tokens * vocabulary // chunks)
+    g = torch.Generator("cuda").manual_seed(0)
+    x = torch.randn(tokens + 50, width, generator=g, device="cuda").to(dtype)
+    weight = torch.randn(vocabulary, width, generator=g, device="cuda").mul_(0.2).to(dtype)
+    rows = torch.randperm(tokens + 50, generator=g, device="cuda")[:tokens].sort().values
+    targets = torch.randint(vocabulary, (tokens,), generator=g, device="cuda")
+    weights = torch.rand(tokens, generator=g, device="cuda")
+    left = torch.ones(tokens + 50, dtype=torch.bool, device="cuda").index_fill(0, rows, False)
+
+    def gradients(make, dtype, poison=0.0):
+        inputs = [x.to(dtype).masked_fill(left[:, None], poison).requires_grad_(), weight.to(dtype).requires_grad_()]
+        loss = make(*inputs) / 67
+        return loss, *torch.autograd.grad(loss, inputs)
+
+    def plain(x, weight):
+        logits = F.linear(x[rows], weight)
+        logits = logits.to(torch.promote_types(x.dtype, torch.float32))
+        return (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+
+    def ours(x, weight):
+        return linear_cross_entropy(x, weight, targets, weights, rows)
+
+    exact = gradients(plain, torch.float64)
+    for a, b, e in zip(gradients(ours, dtype, float("nan")), gradients(plain, dtype), exact):
+        assert torch.isfinite(a).all()
+        assert (a - e).norm() <= 1.2 * (b - e).norm() + 1e-7 * e.norm()

@@ -87,3 +87,23 @@ def test_a_parameter_without_a_gradient_stays():
     params[1].grad = torch.ones_like(params[1])
     optimizer.step()
     assert torch.equal(params[0], before) and not optimizer.state[params[0]]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+def test_on_a_gpu_equals_torch(dtype, limit):
+    g = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=g).to("cuda", dtype) for shape in ((1024, 1024), (512, 2000), (1000,))]
+    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    optimizer, reference = AdamW(ours, **OPTIONS), torch.optim.AdamW(theirs, **OPTIONS, fused=True)
+    for step in range(4):
+        for group in (optimizer.param_groups[0], reference.param_groups[0]):
+            group["lr"] = 1e-2 / (1 + step)
+        for a, b in zip(ours, theirs):
+            a.grad = torch.randn(a.shape, generator=g).to("cuda", dtype)
+            b.grad = a.grad.clone()
+        optimizer.step()
+        reference.step()
+    for a, b in zip(ours, theirs):
+        assert ((a - b).norm() / b.norm()).item() <= limit
+        assert optimizer.state[a]["step"].device.type == "cpu"
