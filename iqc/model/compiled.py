@@ -2,8 +2,8 @@
 
 A block is compiled in two pieces, once for all layers and passes, and not the model as a whole: the attention between
 them is a kernel of its own, and compiling takes seconds instead of the minute that unrolled layers take. What fuses
-(norm, rotary turn, SwiGLU, residual sums) lies inside the pieces, and backward makes it again from what the matrix
-products left. Forwards without gradients (generation, evaluation) run as they are: their shapes change all the time.
+(norm, rotary turn, SwiGLU, residual sums) lies inside the pieces. Forwards without gradients (generation, evaluation)
+run as they are: their shapes change all the time.
 """
 
 import os
@@ -13,27 +13,29 @@ from typing import Any
 import torch
 import torch._functorch.config as autograd_settings
 
-from iqc.model.decoder import Block, Decoder, Pieces
+from iqc.model.decoder import Block, Decoder, Pieces, Recompute
 
 
 def compile_blocks(model: Decoder, **options: Any) -> None:
     """Compile on the next forward that asks for gradients; `options` are torch.compile's.
 
-    Nothing happens under IQC_COMPILE=0.
+    Where the model recomputes anything, memory is short, and backward is left the fewest bytes. Nothing happens under
+    IQC_COMPILE=0.
     """
     if os.environ.get("IQC_COMPILE") != "0":
+        lean = model.model.recompute != Recompute()
         # Of experts, rows are data and the routing is a side effect: they run as they are.
-        after = Block.after if model.config.num_experts else compiled(Block.after, **options)
-        model.model.pieces = Pieces(compiled(Block.before, **options), after)
+        after = Block.after if model.config.num_experts else compiled(Block.after, lean, **options)
+        model.model.pieces = Pieces(compiled(Block.before, lean, **options), after)
 
 
-def compiled(function: Callable, **options: Any) -> Callable:
-    """torch.compile that keeps the fewest bytes for backward: by default a SwiGLU's product and a residual sum in
-    float32 are kept too, 1.6 times as much, though they cost no pass over memory to make again."""
+def compiled(function: Callable, lean: bool, **options: Any) -> Callable:
+    """torch.compile; `lean` keeps no SwiGLU's product, normalised input or residual sum in float32: 0.7 of the bytes at
+    the released shape, for a pass of backward that writes them once more."""
     fast = torch.compile(function, **options)
 
     def call(*args: Any) -> Any:
-        with autograd_settings.patch(aggressive_recomputation=True):
+        with autograd_settings.patch(aggressive_recomputation=lean):
             return fast(*args)
 
     return call
