@@ -33,14 +33,23 @@ def _logits(x: Tensor, weight: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _to_slope(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Overwrite logits [n, V] with the gradient of the returned loss: weight * (softmax - one-hot)."""
+def _to_softmax(logits: Tensor, weights: Tensor) -> Tensor:
+    """Overwrite logits [n, V] with weights * softmax; returns the log-sum-exp [n, 1]. One pass, when compiled: nothing
+    but this may read the logits in it."""
     exact = logits.to(weights.dtype)
     lse = exact.logsumexp(dim=-1, keepdim=True)
-    loss = ((lse - exact.gather(1, targets[:, None]))[:, 0] * weights).sum()
-    hit = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
-    logits.copy_(((exact - lse).exp() - hit.to(exact.dtype)) * weights[:, None])
-    return loss
+    logits.copy_((exact - lse).exp() * weights[:, None])
+    return lse
+
+
+def _to_slope(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Overwrite logits with the gradient of the returned loss, weights * (softmax - one-hot), on a GPU."""
+    for tensor in (logits, weights):  # as many tokens as it happens; the vocabulary stays known
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    picked = logits.gather(1, targets[:, None]).to(weights.dtype)
+    nll = _fused(_to_softmax)(logits, weights) - picked
+    logits.scatter_(1, targets[:, None], (torch.expm1(-nll) * weights[:, None]).to(logits.dtype))
+    return torch.dot(nll[:, 0], weights)
 
 
 def _scale(gradient: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
@@ -86,9 +95,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             target, w = targets[chunk], weights[chunk]
             if weight.is_cuda:
                 slope = F.linear(part, weight)
-                for tensor in (slope, target, w):  # as many tokens as it happens; the vocabulary stays known
-                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
-                total += _fused(_to_slope)(slope, target, w)
+                total += _to_slope(slope, target, w)
             else:
                 logits = _logits(part, weight)
                 lse = logits.logsumexp(dim=-1, keepdim=True)
