@@ -239,9 +239,7 @@ def exactly(model, tokens, watched: list[str]) -> tuple[float, dict]:
 
 
 def adamw_difference(device, dtype) -> float:
-    """Our AdamW against torch's fused one: the largest relative difference of weights and moments after 3 updates.
-
-    On a GPU the first tensor is large enough for the compiled update, and the second is not."""
+    """Our AdamW against torch's fused one: the largest relative difference of weights and moments after 3 updates."""
     import torch
 
     from iqc.train.adamw import AdamW

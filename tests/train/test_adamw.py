@@ -1,4 +1,4 @@
-"""The update of large tensors against torch's, and a run over both kinds of tensors."""
+"""The update that a GPU has against torch's, and a run over tensors of both kinds of place."""
 
 import pytest
 import torch
@@ -26,13 +26,13 @@ def run(optimizer, params, steps, first=0):
 
 
 @pytest.fixture
-def large(monkeypatch):
-    """Tensors of 100 elements and more are updated as a GPU's large ones are, without compiling."""
-    monkeypatch.setattr(adamw, "_is_large", lambda p: p.numel() >= 100)
+def on_gpu(monkeypatch):
+    """Tensors of 100 elements and more are updated as a GPU's are, without compiling."""
+    monkeypatch.setattr(adamw, "_on_gpu", lambda p: p.numel() >= 100)
     monkeypatch.setattr(adamw, "_compiled", lambda: adamw._update)
 
 
-@pytest.mark.usefixtures("large")
+@pytest.mark.usefixtures("on_gpu")
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
 def test_equals_torch(dtype, limit):
     ours, theirs = parameters(dtype), parameters(dtype)
@@ -46,7 +46,7 @@ def test_equals_torch(dtype, limit):
             torch.testing.assert_close(optimizer.state[a][key], reference.state[b][key], rtol=limit, atol=limit)
 
 
-@pytest.mark.usefixtures("large")
+@pytest.mark.usefixtures("on_gpu")
 def test_bfloat16_is_rounded_once():
     """A step from the same state is within one rounding of the step in float64."""
     p = torch.linspace(0.5, 2, 400).bfloat16()
@@ -59,7 +59,7 @@ def test_bfloat16_is_rounded_once():
         assert ((found - expected).abs() <= expected.abs() * 2**-8).all()
 
 
-@pytest.mark.usefixtures("large")
+@pytest.mark.usefixtures("on_gpu")
 def test_a_state_that_was_put_back_continues_bit_for_bit():
     whole, cut = parameters(torch.float32), parameters(torch.float32)
     run(AdamW(whole, **OPTIONS), whole, 4)
@@ -79,7 +79,7 @@ def test_a_cpu_has_torchs_own():
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
 
 
-@pytest.mark.usefixtures("large")
+@pytest.mark.usefixtures("on_gpu")
 def test_a_parameter_without_a_gradient_stays():
     params = parameters(torch.float32)
     before = params[0].detach().clone()
