@@ -23,8 +23,12 @@ aten = torch.ops.aten
 State = tuple[Tensor, ...]  # what a library's backward wants of its forward besides output and log-sum-exp
 
 
+class UnsupportedShape(ValueError):
+    """What the kernels on a GPU do not take, by name."""
+
+
 def use_kernels(q: Tensor) -> bool:
-    """Whether attention over q goes to the GPU's kernels. Raises ValueError for a head size that they do not take.
+    """Whether attention over q goes to the GPU's kernels. Raises UnsupportedShape for a head size that they do not take.
 
     Not on a CPU. On a GPU, float32 and wider have no fast kernel, and IQC_ATTENTION=reference asks for none: both are
     computed in plain PyTorch, with a warning.
@@ -37,10 +41,7 @@ def use_kernels(q: Tensor) -> bool:
         warnings.warn(f"{why}: attention in plain PyTorch, slow on a GPU", stacklevel=3)
         return False
     if q.shape[-1] % 8 or q.shape[-1] > 128:
-        raise ValueError(
-            f"attention on a GPU takes heads of up to 128 in steps of 8, not {q.shape[-1]}; "
-            "or set IQC_ATTENTION=reference"
-        )
+        raise UnsupportedShape(f"attention on a GPU takes heads of up to 128 in steps of 8, not {q.shape[-1]}")
     return True
 
 

@@ -13,6 +13,7 @@ code runs in Triton's interpreter.
 import torch
 from torch import Tensor
 
+from iqc.kernels.causal_attention import UnsupportedShape
 from iqc.kernels.documents import Documents
 
 try:
@@ -28,7 +29,7 @@ MOST_KEYS = 256  # a wider tile leaves no shared memory for the rest
 
 
 def check(q: Tensor, k: Tensor, window: int, block: int = BLOCK) -> None:
-    """Raises ValueError, naming what is wrong, for shapes that the kernels do not take."""
+    """Raises UnsupportedShape, naming what is wrong, for what the kernels do not take."""
     size, group = q.shape[-1], q.shape[2] // k.shape[2]
     wrong = None
     if size < 16 or size > 128 or size & (size - 1):
@@ -38,7 +39,7 @@ def check(q: Tensor, k: Tensor, window: int, block: int = BLOCK) -> None:
     elif window > MOST_KEYS - block + 1:
         wrong = f"a window of {window}: {MOST_KEYS - block + 1} at most"
     if wrong:
-        raise ValueError(f"the loop's attention kernel does not take {wrong}; or set IQC_ATTENTION=reference")
+        raise UnsupportedShape(f"the loop's attention on a GPU does not take {wrong}")
 
 
 @triton.jit

@@ -82,7 +82,7 @@ def loop_attention(
 
 
 class FusedLoopAttention(torch.autograd.Function):
-    """loop_attention on a GPU; its arguments. A shape that the kernels cannot take is a ValueError."""
+    """loop_attention on a GPU; its arguments. A shape that the kernels cannot take is an UnsupportedShape."""
 
     @staticmethod
     def forward(ctx, q, k1, v1, k2, v2, gate_weight, gate_bias, documents: Documents, window: int) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 
 from iqc import __version__
 from iqc.errors import IqcError, UsageError
+from iqc.kernels.causal_attention import UnsupportedShape
 from iqc.model.checkpoint import load_model
 from iqc.model.compiled import compile_blocks
 from iqc.model.config import ModelConfig, extend_context, preset
@@ -349,7 +350,11 @@ def run_train(
     used = source.results()
     check_tokenizer(used, loaded.digest)
     held_out = SequenceStore(read_records(StreamInput([valid]))) if valid else None
-    done = train(settings, stage, store, used, loaded, place, directory, held_out, quiet)
+    try:
+        done = train(settings, stage, store, used, loaded, place, directory, held_out, quiet)
+    except UnsupportedShape as error:
+        slowly = "IQC_ATTENTION=reference computes it in plain PyTorch, slowly"
+        raise IqcError(str(error), remedy=slowly) from None
     counts = Counts(read=len(store), kept=len(store), extra=done)
     report("train", shared, counts, time.monotonic() - started)
 
