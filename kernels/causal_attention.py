@@ -28,10 +28,10 @@ class UnsupportedShape(ValueError):
 
 
 def use_kernels(q: Tensor) -> bool:
-    """Whether attention over q goes to the GPU's kernels. Raises UnsupportedShape for a head size that they do not take.
+    """Whether attention over q goes to the GPU's kernels. Raises UnsupportedShape for head sizes that they do not take.
 
-    Not on a CPU. On a GPU, float32 and wider have no fast kernel, and IQC_ATTENTION=reference asks for none: both are
-    computed in plain PyTorch, with a warning.
+    On a GPU, float32 and wider have no fast kernel, and IQC_ATTENTION=reference asks for none: both are computed in
+    plain PyTorch, with a warning.
     """
     if not q.is_cuda:
         return False

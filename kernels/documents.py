@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -72,7 +73,7 @@ class Documents:
         rows, width = self.starts.shape
         own = torch.arange(width, device=self.starts.device) == self.starts
         if self.real is not None:
-            own &= self.real | torch.nn.functional.pad(self.real, (1, -1), value=True)
+            own &= self.real | F.pad(self.real, (1, -1), value=True)
         begins = own.flatten().nonzero()[:, 0].int()
         edges = torch.cat([begins, begins.new_tensor([rows * width])])
         return edges, int(edges.diff().max())
