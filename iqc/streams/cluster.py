@@ -9,10 +9,12 @@ lost and still writes holds the lock of the shard's file, so the other one waits
 are finished stay for the next one. What this does not do: move files, or retry a task that failed by itself.
 """
 
+import _thread
 import logging
 import os
 import secrets
 import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -46,6 +48,8 @@ CONNECT_SECONDS = 10
 PROBE_SECONDS = 120  # a first worker starts within seconds, on a busy node within a minute
 LOCK_SECONDS = 180  # NFSv4 gives a dead client's locks back after its lease, 90 s by default (RFC 8881, 8.4.3)
 STORE_BYTES = 128 << 20  # object store of a cluster that is started here: it holds no records
+WATCH_SECONDS = 0.1  # between a task's looks at whether it is still wanted
+END_SECONDS = 0.7  # for tasks to remove their unfinished files; Ctrl-C ends a run within a second
 SHARE = "--ray needs storage that every node sees under the same path: run the command there, with -o and INPUT there"
 
 
@@ -81,6 +85,35 @@ class Storage:
         except OSError as error:
             what = f"node {socket.gethostname()} does not see it as the driver does ({error.strerror})"
             raise IqcError(what, where=place, remedy=SHARE) from None
+
+    def leave(self) -> None:
+        """On the driver: remove the probes, which ends the tasks that still run."""
+        for directory in self.directories:
+            for probe in Path(directory).glob(f".probe-{self.token}-*"):
+                probe.unlink(missing_ok=True)
+
+    @contextmanager
+    def wanted(self) -> Iterator[None]:
+        """On a node: KeyboardInterrupt in the main thread when the driver's probe is gone.
+
+        (ray.cancel does the same, but Ray 2.60 aborts the driver when a task that it cancelled ends at that moment:
+        "Tried to complete task that was not pending".)
+        """
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(WATCH_SECONDS):
+                if not all(self.file(directory, "driver").exists() for directory in self.directories):
+                    _thread.interrupt_main()
+                    return
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
 
 def make_on_ray(
@@ -131,7 +164,10 @@ def make_on_ray(
                 lineages.append(lineage)
                 progress.update(Result(0, read=lineage["stages"][lineage["stage"]]["counts"]["read"]))
         finally:
-            cancel([found for _, found in waiting if isinstance(found, ray.ObjectRef)])
+            given_up = [found for _, found in waiting if isinstance(found, ray.ObjectRef)]
+            if given_up:
+                storage.leave()
+                ray.wait(given_up, num_returns=len(given_up), timeout=END_SECONDS)
         if deferred.failure is not None:
             raise deferred.failure
         return lineages
@@ -178,7 +214,7 @@ def connected(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def shared_storage(settings: Settings) -> Iterator[Storage]:
-    """The places of a run with the driver's probe in each, which stays for nodes that join later."""
+    """The places of a run with the driver's probe in each, which stays as long as the run."""
     paths = [settings.output, settings.explain, settings.quarantine]
     storage = Storage(os.getcwd(), [path for path in paths if path is not None], secrets.token_hex(8))
     try:
@@ -187,9 +223,7 @@ def shared_storage(settings: Settings) -> Iterator[Storage]:
             write_file(storage.file(directory, "driver"), b"")
         yield storage
     finally:
-        for directory in storage.directories:
-            for probe in Path(directory).glob(f".probe-{storage.token}-*"):
-                probe.unlink(missing_ok=True)
+        storage.leave()
 
 
 def probe_nodes(storage: Storage, sizes: dict[str, int]) -> None:
@@ -256,7 +290,8 @@ def make(common: tuple[Job, dict, Storage], shard: Shard) -> dict | IqcError | O
         while True:
             try:
                 lines = Counter(dict(enumerate(shard.lines)))
-                return make_shard(job, arrived(shard), shard.number, shard.chunks, made_by, lines)
+                with storage.wanted():
+                    return make_shard(job, arrived(shard), shard.number, shard.chunks, made_by, lines)
             except IqcError as error:
                 locked = isinstance(error.__context__, BlockingIOError)  # by a worker that was given up for lost
                 if not locked or time.monotonic() > give_up:
@@ -264,6 +299,8 @@ def make(common: tuple[Job, dict, Storage], shard: Shard) -> dict | IqcError | O
                 time.sleep(1)
     except (IqcError, OSError) as error:
         return error
+    except KeyboardInterrupt:
+        return IqcError("the run was ended")
 
 
 def arrived(shard: Shard) -> StageInput:
@@ -293,11 +330,3 @@ def wait_for(number: int, found: Any) -> dict:
     if isinstance(lineage, Exception):
         raise lineage
     return lineage
-
-
-def cancel(tasks: list[Any]) -> None:
-    """End tasks that nobody waits for any more; they have half a second to remove their unfinished files."""
-    for task in tasks:
-        ray.cancel(task)
-    if tasks:
-        ray.wait(tasks, num_returns=len(tasks), timeout=0.5)
