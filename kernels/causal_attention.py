@@ -1,9 +1,9 @@
 """Causal attention over packed documents: PyTorch's own on a CPU, the fastest installed kernels on a GPU.
 
 On a GPU forward and backward are also functions of their own, because the loop's attention mixes a second branch in
-between. Rows that hold one document each go to cuDNN (1.5 times FlashAttention-2 on an H200); packed rows, and runs
-under torch.use_deterministic_algorithms, go to FlashAttention-2, which knows document offsets and can sum in a fixed
-order. cuDNN's own form with offsets took ten times as long (tests/bench/results/loop_attention.json).
+between. Rows that hold one document each go to cuDNN, the fastest that PyTorch brings (Hopper); packed rows, and runs
+under torch.use_deterministic_algorithms, go to FlashAttention-2, which takes document offsets and can sum in a fixed
+order. (PyTorch 2.11's way into cuDNN with offsets takes far longer, and its gradients were wrong with grouped heads.)
 
 Tensors are laid out [batch, tokens, heads, head size], as projections leave them. Scores are scaled by 1/sqrt(head
 size); query head h reads key/value head h // (query heads / key heads).
@@ -23,12 +23,12 @@ aten = torch.ops.aten
 State = tuple[Tensor, ...]  # what a library's backward wants of its forward besides output and log-sum-exp
 
 
-class UnsupportedShape(ValueError):
-    """What the kernels on a GPU do not take, by name."""
+class Unsupported(ValueError):
+    """What the kernels on a GPU do not take or have, by name. IQC_ATTENTION=reference does without them."""
 
 
 def use_kernels(q: Tensor) -> bool:
-    """Whether attention over q goes to the GPU's kernels. Raises UnsupportedShape for head sizes that they do not take.
+    """Whether attention over q goes to the GPU's kernels. Raises Unsupported for head sizes that they do not take.
 
     On a GPU, float32 and wider have no fast kernel, and IQC_ATTENTION=reference asks for none: both are computed in
     plain PyTorch, with a warning.
@@ -41,7 +41,7 @@ def use_kernels(q: Tensor) -> bool:
         warnings.warn(f"{why}: attention in plain PyTorch, slow on a GPU", stacklevel=3)
         return False
     if q.shape[-1] % 8 or q.shape[-1] > 128:
-        raise UnsupportedShape(f"attention on a GPU takes heads of up to 128 in steps of 8, not {q.shape[-1]}")
+        raise Unsupported(f"attention on a GPU takes heads of up to 128 in steps of 8, not {q.shape[-1]}")
     return True
 
 

@@ -13,7 +13,7 @@ code runs in Triton's interpreter.
 import torch
 from torch import Tensor
 
-from iqc.kernels.causal_attention import UnsupportedShape
+from iqc.kernels.causal_attention import Unsupported
 from iqc.kernels.documents import Documents
 
 try:
@@ -21,7 +21,7 @@ try:
     import triton.language as tl
     from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError as missing:  # PyTorch's builds for GPUs bring it along
-    raise ImportError("the loop's attention on a GPU needs Triton: pip install triton") from missing
+    raise Unsupported("the loop's attention on a GPU needs Triton: pip install triton") from missing
 
 LOG2E = tl.constexpr(1.4426950408889634)  # exp2 is the instruction there is; log-sum-exps of the window are in base 2
 BLOCK = 64  # the narrowest tile that Hopper's matrix units take
@@ -29,7 +29,7 @@ MOST_KEYS = 256  # a wider tile leaves no shared memory for the rest
 
 
 def check(q: Tensor, k: Tensor, window: int, block: int = BLOCK) -> None:
-    """Raises UnsupportedShape, naming what is wrong, for what the kernels do not take."""
+    """Raises Unsupported, naming what is wrong, for what the kernels do not take."""
     size, group = q.shape[-1], q.shape[2] // k.shape[2]
     wrong = None
     if size < 16 or size > 128 or size & (size - 1):
@@ -39,7 +39,7 @@ def check(q: Tensor, k: Tensor, window: int, block: int = BLOCK) -> None:
     elif window > MOST_KEYS - block + 1:
         wrong = f"a window of {window}: {MOST_KEYS - block + 1} at most"
     if wrong:
-        raise UnsupportedShape(f"the loop's attention on a GPU does not take {wrong}")
+        raise Unsupported(f"the loop's attention on a GPU does not take {wrong}")
 
 
 @triton.jit

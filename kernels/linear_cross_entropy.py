@@ -8,6 +8,7 @@ the matrix product.
 """
 
 import functools
+import os
 from collections.abc import Callable
 
 import torch
@@ -58,7 +59,7 @@ def _scale(gradient: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def _fused(function: Callable) -> Callable:
-    return torch.compile(function)
+    return function if os.environ.get("IQC_COMPILE") == "0" else torch.compile(function)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor, beta: int = 0) -> Tensor:
@@ -93,7 +94,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             chunk = slice(at, at + size)
             part = x[chunk if rows is None else rows[chunk]].to(dtype)
             target, w = targets[chunk], weights[chunk]
-            if weight.is_cuda:
+            if weight.is_cuda and (needs_x or needs_weight):
                 slope = F.linear(part, weight)
                 total += _to_slope(slope, target, w)
             else:
@@ -143,7 +144,7 @@ def linear_logprobs(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         logits = _logits(part, weight)
         return logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(dim=-1)
 
-    rows = _chunk(weight, len(x))
+    rows = max(1, (16 if weight.is_cuda else 1) * CHUNK_LOGITS // weight.shape[0])
     parts = zip(x.split(rows), targets.split(rows))
     if not torch.is_grad_enabled():
         return torch.cat([one(part, weight, target) for part, target in parts])

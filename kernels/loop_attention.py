@@ -55,7 +55,8 @@ def gate(q: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     q [B, T, H, D] after RoPE and not scaled; weight [H, D]; bias [H].
     """
-    return torch.sigmoid((q * weight).sum(-1, keepdim=True) + bias[:, None])
+    share = torch.sigmoid((q * weight).sum(-1, keepdim=True) + bias[:, None])
+    return share.to(q.dtype)  # under autocast a GPU's sums are wider
 
 
 def loop_attention(
@@ -82,7 +83,7 @@ def loop_attention(
 
 
 class FusedLoopAttention(torch.autograd.Function):
-    """loop_attention on a GPU; its arguments. A shape that the kernels cannot take is an UnsupportedShape."""
+    """loop_attention on a GPU; its arguments. A shape that the kernels cannot take raises Unsupported."""
 
     @staticmethod
     def forward(ctx, q, k1, v1, k2, v2, gate_weight, gate_bias, documents: Documents, window: int) -> Tensor:

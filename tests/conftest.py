@@ -33,7 +33,7 @@ def shared() -> Path:
 def environment() -> dict[str, str]:
     """That of a subprocess that imports the checkout; no setting of the caller's leaks into it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("IQC_")}
-    return kept | {"PYTHONPATH": str(REPO)}
+    return kept | {"PYTHONPATH": str(REPO), "CUDA_VISIBLE_DEVICES": ""}  # what a GPU does has tests of its own
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ CONFIGURATION, MODELING = "configuration_iquestloopcoder", "modeling_iquestloopc
 SOURCES = (
     f"iqc.export.{CONFIGURATION}",
     f"iqc.export.{MODELING}",
+    "iqc.errors",
     "iqc.kernels.causal_attention",
     "iqc.kernels.documents",
     "iqc.kernels.gated_window",

@@ -82,11 +82,14 @@ def _sync(path: Path) -> None:
 def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
     path = Path(directory) / CONFIG
     try:
-        return ModelConfig.from_hf(json.loads(path.read_text()))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise IqcError("no config.json", where=str(directory), remedy="give a model directory") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise IqcError(f"not JSON: {error}", where=str(path), remedy="restore the file") from None
+    if not isinstance(record, dict):
+        raise IqcError("not an object", where=str(path), remedy="restore the file")
+    return ModelConfig.from_hf(record)
 
 
 def load_model(

@@ -203,12 +203,12 @@ def extend_context(config: ModelConfig, factor: float) -> None:
     """Stretch the context by YaRN to `factor` times the one that the model was trained for without YaRN, in place."""
     scaling = config.rope_scaling or {"original_max_position_embeddings": config.max_position_embeddings}
     original = scaling["original_max_position_embeddings"]
-    context = int(factor * original)
-    if context < config.max_position_embeddings or factor <= 1:
+    if not (1 < factor < 2**31 / original and factor * original >= config.max_position_embeddings):
         raise IqcError(
-            f"a YaRN factor of {factor:g}, which makes a context of {context} from {original}",
-            remedy=f"the model has {config.max_position_embeddings} already: take a larger factor",
+            f"a YaRN factor of {factor:g} for a model trained with a context of {original}",
+            remedy=f"its context is {config.max_position_embeddings} already: take a factor that makes it longer",
         )
+    context = int(factor * original)
     kept = {key: value for key, value in scaling.items() if key != "attention_factor"}  # that of another factor
     config.rope_scaling = checked_yarn(kept | {"rope_type": "yarn", "factor": float(factor)}, context)
     config.max_position_embeddings = context

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from iqc.kernels.causal_attention import causal_attention
+from iqc.errors import IqcError
+from iqc.kernels.causal_attention import Unsupported, causal_attention
 from iqc.kernels.documents import Documents
 from iqc.kernels.linear_cross_entropy import linear_cross_entropy, linear_logprobs
 from iqc.kernels.loop_attention import loop_attention
@@ -29,12 +30,14 @@ from iqc.model.experts import Experts, balance_loss, norm_head
 from iqc.model.rotary import rotary, rotate
 
 KeyValue = tuple[Tensor, Tensor]
+GATE_BIAS = 2.0  # of every gate of the released model, with weights near 0: 0.88 global attention, 0.12 local
 Attend = Callable[[Tensor, Tensor, Tensor, KeyValue | None], Tensor]  # (q, k, v, pass 1's k and v) -> mixed values
 
 
 class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)  # wider under autocast
+        """In the precision of x: under autocast weights are wider than it, and so is what a GPU returns."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -131,13 +134,15 @@ class Recompute:
     @classmethod
     def parse(cls, text: str) -> "Recompute":
         """`none`, or `block` and `mlp`, each with a count or for all there are: `mlp`, `block:3,mlp:20`."""
-        counts = {"none": 0, "block": 0, "mlp": 0}
+        counts = dict.fromkeys(("none", "block", "mlp"), 0)
+        found = dict.fromkeys(counts, 0)
         for part in text.split(","):
-            name, _, count = part.partition(":")
-            if name not in counts or not (count or "1").isdigit():
-                raise ValueError(f"recompute {text!r}: none, block[:N] or mlp[:N]")
-            counts[name] = int(count) if count else sys.maxsize
-        return cls(counts["block"], counts["mlp"])
+            name, colon, count = part.partition(":")
+            counted = name != "none" and count.isascii() and count.isdecimal()
+            if counts.pop(name, 1) or (colon and not counted):
+                raise ValueError(f"recompute {text!r}: none, block[:N] or mlp[:N], each once")
+            found[name] = int(count) if colon else sys.maxsize
+        return cls(found["block"], found["mlp"])
 
     def of(self, number: int) -> str:
         return "block" if number < self.blocks else "mlp" if number - self.blocks < self.mlps else "none"
@@ -168,11 +173,15 @@ class Body(nn.Module):
         return cast(nn.Linear, self.gate_projections[layer])  # a ModuleList forgets what it holds
 
     def attend(self, layer: int, documents: Documents, q: Tensor, k: Tensor, v: Tensor, first: KeyValue | None):
-        if first is None:
-            return causal_attention(q, k, v, documents)
-        gate = self.gate(layer)
-        weight, bias = gate.weight.to(q.dtype), gate.bias.to(q.dtype)  # wider under autocast
-        return loop_attention(q, *first, k, v, weight, bias, documents, self.config.loop_window_size)
+        try:
+            if first is None:
+                return causal_attention(q, k, v, documents)
+            gate = self.gate(layer)
+            weight, bias = gate.weight.to(q.dtype), gate.bias.to(q.dtype)  # wider under autocast
+            return loop_attention(q, *first, k, v, weight, bias, documents, self.config.loop_window_size)
+        except Unsupported as error:
+            slowly = "IQC_ATTENTION=reference computes it in plain PyTorch, slowly"
+            raise IqcError(str(error), remedy=slowly) from None
 
     def forward(self, tokens: Tensor, documents: Documents, cache: Cache | None = None) -> Tensor:
         """tokens int64 [B, T] to hidden states [B, T, hidden size] after the final norm.
@@ -182,9 +191,8 @@ class Body(nn.Module):
         h = self.embed_tokens(tokens)
         if torch.is_autocast_enabled(h.device.type):  # the residual stream too: half the bytes of what each block reads
             h = h.to(torch.get_autocast_dtype(h.device.type))
-        if (
-            documents.real is not None
-        ):  # zero stays zero or finite through every block, whatever padding tokens embed to
+        if documents.real is not None:
+            # Zero stays zero or finite through every block, whatever padding tokens embed to.
             h = h.masked_fill(~documents.real[..., None], 0.0)
         positions = documents.positions if cache is None else cache.positions
         cos, sin = rotary(positions, self.config, h.dtype)
@@ -242,7 +250,7 @@ class Decoder(nn.Module):
         writes = 2 * self.config.num_hidden_layers * self.config.loop_num
         for name, parameter in self.named_parameters():
             if "gate_projections" in name:
-                parameter.fill_(2.0 if name.endswith("bias") else 0.0)
+                parameter.fill_(GATE_BIAS if name.endswith("bias") else 0.0)
             elif "norm" in name:
                 parameter.fill_(1.0)
             else:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from iqc.errors import BadRecord
+from iqc.errors import BadRecord, IqcError
 from iqc.model.checkpoint import load_model
 from iqc.model.decoder import Decoder
 from iqc.streams.stage import Record, Transform, require
@@ -56,4 +56,7 @@ def score(model: Decoder, ids: list[int]) -> tuple[list[float], list[int]]:
         scores = model.logits(part).float()
         logprobs.append(scores.gather(1, targets[:, None])[:, 0] - scores.logsumexp(-1))
         best.append(scores.argmax(-1))
-    return torch.cat(logprobs)[:-1].tolist(), torch.cat(best).tolist()
+    values = torch.cat(logprobs)[:-1]
+    if not values.isfinite().all():
+        raise IqcError("the model gives numbers that are not finite", remedy="IQC_DEBUG=1 names the layer")
+    return values.tolist(), torch.cat(best).tolist()

@@ -8,6 +8,7 @@ after every operation.
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,7 @@ def _update(p: Tensor, g: Tensor, m: Tensor, v: Tensor, scalars: Tensor, betas: 
 @functools.cache
 def _compiled() -> Callable[..., None]:
     """Once for each number of elements: known sizes are read 16 bytes at a time."""
-    return torch.compile(_update, dynamic=False)
+    return _update if os.environ.get("IQC_COMPILE") == "0" else torch.compile(_update, dynamic=False)
 
 
 def _on_gpu(p: Tensor) -> bool:
@@ -38,10 +39,17 @@ def _on_gpu(p: Tensor) -> bool:
 
 
 class AdamW(torch.optim.AdamW):
-    """As torch's; state under the same names."""
+    """torch's with these options; state under the same names."""
 
-    def __init__(self, params: Any, **options: Any):
-        super().__init__(params, **options)
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ):
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         for group in self.param_groups:
             # torch's fused kernel for a GPU counts steps on the GPU; here that is the CPU, as in a checkpoint.
             group["foreach"] = any(p.is_cuda for p in group["params"])

@@ -38,7 +38,9 @@ KEPT = 2  # checkpoints: the newest, and one to go back to
 def environment() -> dict:
     """What a bitwise continuation needs to be the same."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {"iqc": __version__, "torch": torch.__version__, "device": device, "threads": torch.get_num_threads()}
+    switches = {name: os.environ[name] for name in ("IQC_ATTENTION", "IQC_COMPILE") if name in os.environ}
+    found = {"iqc": __version__, "torch": torch.__version__, "device": device, "threads": torch.get_num_threads()}
+    return found | switches
 
 
 @dataclass(slots=True)

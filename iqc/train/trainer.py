@@ -2,7 +2,8 @@
 
 An update's loss is the sum over its predicted tokens divided by their number in the whole update, so micro-batches
 change memory, not the result. The rows of update k depend on (seed, k) alone and the rate on k alone, there is no
-dropout: a run that is killed and started again gives the losses of one that was not, bit for bit on the same machine.
+dropout: a run that is killed and started again gives the losses of one that was not, bit for bit on the same CPU, to
+rounding on a GPU.
 """
 
 import math
@@ -18,7 +19,6 @@ import torch
 
 from iqc import __version__
 from iqc.errors import IqcError, UsageError
-from iqc.kernels.causal_attention import UnsupportedShape
 from iqc.model.checkpoint import load_model
 from iqc.model.compiled import compile_blocks
 from iqc.model.config import ModelConfig, extend_context, preset
@@ -350,11 +350,7 @@ def run_train(
     used = source.results()
     check_tokenizer(used, loaded.digest)
     held_out = SequenceStore(read_records(StreamInput([valid]))) if valid else None
-    try:
-        done = train(settings, stage, store, used, loaded, place, directory, held_out, quiet)
-    except UnsupportedShape as error:
-        slowly = "IQC_ATTENTION=reference computes it in plain PyTorch, slowly"
-        raise IqcError(str(error), remedy=slowly) from None
+    done = train(settings, stage, store, used, loaded, place, directory, held_out, quiet)
     counts = Counts(read=len(store), kept=len(store), extra=done)
     report("train", shared, counts, time.monotonic() - started)
 

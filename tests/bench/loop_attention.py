@@ -48,7 +48,7 @@ block_mask = torch.compile(create_block_mask, dynamic=False)
 
 @torch.compile(dynamic=False)
 def merged(q: Tensor, far: Tensor, near: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.lerp(near, far, gate(q, weight, bias).to(near.dtype))
+    return torch.lerp(near, far, gate(q, weight, bias))
 
 
 def cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ moments, so that weights and the precision of all state are equal by constructio
 either. They are bfloat16, or float32 with both models under autocast to bfloat16 (the cases with masters). A case is a
 process of its own; inside it the two take turns, and a matrix product of 8192 is timed before and after. No ratio is
 printed for a case unless both are right: losses alike, and our gradients no further from float32 ones than WORSE times
-the peer's (where attention in float32 is too large: the two alike). Model FLOPs: 6 for each parameter of the blocks,
-pass and token, the head once, attention as half of its square (forward 4 B H S^2 D / 2, backward 2.5 times that);
-window and recompute are not counted.
+the peer's (where attention in float32 is too large: the two alike). Model FLOPs are those of `iqc model show`: 6 for
+each parameter of the blocks, pass and token, the head once, half of the attention's square three times; window and
+recompute are not counted.
 """
 
 import argparse
@@ -79,13 +79,10 @@ EXACT_LENGTH = 4_096  # longest row for which attention in float32 fits
 
 
 def flops(case: Case, config) -> float:
-    """Model FLOPs of a step, as the docstring above counts them."""
-    c, tokens = config, case.batch * case.length
-    passes = c.num_hidden_layers * c.loop_num
-    block = 2 * c.hidden_size * (c.hidden_size + c.num_key_value_heads * c.head_dim)
-    block += 3 * c.hidden_size * c.intermediate_size
-    attention = 4 * case.batch * c.num_attention_heads * case.length**2 * c.head_dim / 2
-    return 6 * tokens * (passes * block + c.vocab_size * c.hidden_size) + passes * 3.5 * attention
+    """Model FLOPs of a step, as `iqc model show` counts them."""
+    from iqc.model import describe
+
+    return case.batch * case.length * sum(addend.value for addend in describe.flops(config, case.length))
 
 
 class Side:

@@ -5,7 +5,7 @@ import types
 import pytest
 import torch
 
-from iqc.kernels.causal_attention import UnsupportedShape, causal_attention, use_kernels
+from iqc.kernels.causal_attention import Unsupported, causal_attention, use_kernels
 from iqc.kernels.documents import Documents
 
 torch.set_num_threads(1)
@@ -29,7 +29,7 @@ def test_half_precision_on_a_gpu_has(monkeypatch):
 def test_other_sizes_are_refused_by_name(monkeypatch):
     monkeypatch.delenv("IQC_ATTENTION", raising=False)
     for size in (12, 136):
-        with pytest.raises(UnsupportedShape, match=f"not {size}"):
+        with pytest.raises(Unsupported, match=f"not {size}"):
             use_kernels(on_gpu(size, torch.bfloat16))
 
 

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("triton")
 
 from iqc.kernels import loop_attention as module
-from iqc.kernels.causal_attention import UnsupportedShape
+from iqc.kernels.causal_attention import Unsupported
 from iqc.kernels.documents import Documents
 from iqc.kernels.loop_attention import FusedLoopAttention, gate, local_attention
 
@@ -187,5 +187,5 @@ def test_same_bits_each_time():
 )
 def test_refuses_by_name(heads, kv, size, window, what):
     inputs, _ = tensors(1, 10, heads, kv, size)
-    with pytest.raises(UnsupportedShape, match=what):
+    with pytest.raises(Unsupported, match=what):
         FusedLoopAttention.apply(*inputs, Documents.from_lengths(None, 1, 10, DEVICE), window)

@@ -20,6 +20,12 @@ torch.set_num_threads(1)
 SOURCES = [Path(module.__file__).read_text(encoding="utf-8") for module in (json.decoder, textwrap, argparse)]
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """Trainers take a GPU where there is one; these tests are of what is the same everywhere."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @dataclass(slots=True)
 class Room:
     """A directory with what a run needs: tokenizer, another tokenizer of the same size, sequences."""
