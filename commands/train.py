@@ -89,7 +89,7 @@ def train(
 ) -> None:
     """Train one stage on packed sequences. The same command again goes on where the run stopped.
 
-    The table of stages is iqc/train/stages.toml. A run that was killed continues bit for bit on the same machine.
+    The table of stages is iqc/train/stages.toml. A run that was killed continues, on a CPU bit for bit.
     """
     from iqc.train.trainer import TrainSettings, run_train
 

@@ -196,8 +196,9 @@ def _torch() -> list[Check]:
     """
     code = (
         "import json, torch\nfrom importlib.metadata import version\ndevice = torch.cuda.get_device_properties\n"
-        "print(json.dumps([version('torch'), [[d.name, d.total_memory, f'{d.major}.{d.minor}'] "
-        "for d in map(device, range(torch.cuda.device_count()))]]))"
+        "try: seen = [device(number) for number in range(torch.cuda.device_count())]\n"
+        "except Exception: seen = []\n"  # a driver too old for this PyTorch, say
+        "print(json.dumps([version('torch'), [[d.name, d.total_memory, f'{d.major}.{d.minor}'] for d in seen]]))"
     )
     said, why = _ask(code)
     version, devices = json.loads(said) if said else ("", [])
