@@ -15,7 +15,7 @@ _install extras:
     stamp='.venv/installed-{{ extras }}'
     if [ ! "$stamp" -nt pyproject.toml ]; then
         [ -x .venv/bin/python ] || python3 -m venv .venv
-        .venv/bin/python -m pip install --quiet --editable '.[{{ extras }}]'
+        .venv/bin/python -m pip install --quiet --editable '{{ if extras == "" { "." } else { ".[" + extras + "]" } }}'
         touch "$stamp"
     fi
 

@@ -6,6 +6,7 @@ The wheel is used from `/`, with nothing of the checkout on the path.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -201,3 +202,13 @@ def test_continuous_integration_is_the_readme_command():
     command = (REPO / ".ci/run").read_text().splitlines()[-1]
     assert command.endswith("just test") and os.access(REPO / ".ci/run", os.X_OK)
     assert re.search(rf"^\s*(?:\$ )?{re.escape(command)}$", (REPO / "README.md").read_text(), re.MULTILINE)
+
+
+def test_every_recipe_installs_what_pip_can_read():
+    """An empty list of extras is no requirement; `just quickstart` asks for none."""
+    just = shutil.which("just") or shutil.which("just", path=str(Path(sys.executable).parent))
+    if just is None:
+        pytest.skip("just absent")
+    for recipe, wanted in (("quickstart", "."), ("test", ".[test]"), ("lint", ".[dev]")):
+        done = subprocess.run([just, "--dry-run", recipe], cwd=REPO, capture_output=True, text=True)
+        assert re.findall(r"--editable '(.*)'", done.stderr) == [wanted], done.stderr
