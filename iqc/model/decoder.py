@@ -134,15 +134,14 @@ class Recompute:
     @classmethod
     def parse(cls, text: str) -> "Recompute":
         """`none`, or `block` and `mlp`, each with a count or for all there are: `mlp`, `block:3,mlp:20`."""
-        counts = dict.fromkeys(("none", "block", "mlp"), 0)
-        found = dict.fromkeys(counts, 0)
+        found: dict[str, int] = {}
         for part in text.split(","):
             name, colon, count = part.partition(":")
             counted = name != "none" and count.isascii() and count.isdecimal()
-            if counts.pop(name, 1) or (colon and not counted):
+            if name not in ("none", "block", "mlp") or name in found or (colon and not counted):
                 raise ValueError(f"recompute {text!r}: none, block[:N] or mlp[:N], each once")
             found[name] = int(count) if colon else sys.maxsize
-        return cls(found["block"], found["mlp"])
+        return cls(found.get("block", 0), found.get("mlp", 0))
 
     def of(self, number: int) -> str:
         return "block" if number < self.blocks else "mlp" if number - self.blocks < self.mlps else "none"

@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 
 from iqc.errors import BadRecord, IqcError
+from iqc.kernels.linear_cross_entropy import CHUNK_LOGITS
 from iqc.model.checkpoint import load_model
 from iqc.model.decoder import Decoder
 from iqc.streams.stage import Record, Transform, require
-
-CHUNK_LOGITS = 1 << 22  # logits at a time: 16 MiB
 
 
 def logprobs_stage(checkpoint: Path) -> Transform:
