@@ -53,6 +53,8 @@ def pick(record):
     return [record | {"draw": draw}] * (2 if draw < 0.3 else 1)
 
 def slow(record):
+    if "STARTED" in os.environ:
+        open(os.environ["STARTED"], "w").close()
     time.sleep(0.2)
     return [record]
 
@@ -98,8 +100,10 @@ def stages(tmp_path_factory, environment):
         def command(self, factory, *args):
             return [sys.executable, str(place / "iqc-stage"), "stage", "--factory", factory, *map(str, args)]
 
-        def start(self, factory, *args, **how):
-            return subprocess.Popen(self.command(factory, *args), env=env, **how)
+        def start(self, factory, *args, started=None, **how):
+            """A running stage; `slow` makes the file `started` when it has its first record."""
+            mark = {"STARTED": str(started)} if started else {}
+            return subprocess.Popen(self.command(factory, *args), env=env | mark, **how)
 
         def run(self, factory, *args, stdin=b"", **how):
             how = {"capture_output": True, "timeout": 60} | how
