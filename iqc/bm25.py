@@ -1,0 +1,91 @@
+"""BM25: which texts are about the same things as a query, in an index that can be changed.
+
+Okapi BM25 (Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and Beyond", section 3) with the
+idf that Lucene uses because it cannot be negative: log(1 + (N - n + 0.5) / (n + 0.5)). Libraries build an index once;
+here texts come, change and go, as files do from commit to commit, at a cost in proportion to what changes.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping
+from heapq import nsmallest
+from math import log
+
+K1 = 1.2  # how soon a repeated word stops counting
+B = 0.75  # how much long texts are held back
+
+# The parts of identifiers: HTTPServer2_name is http, server, 2, name. Letters beyond ASCII count as small ones.
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|[0-9]+")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in order, in lower case, identifiers taken apart."""
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+class Index:
+    """Texts by key, as bags of words. Memory is one entry for each distinct word of each text."""
+
+    def __init__(self) -> None:
+        self._postings: dict[str, dict[str, int]] = {}  # word -> key -> how often
+        self._sizes: dict[str, int] = {}  # key -> words in all
+        self._total = 0
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._sizes
+
+    def add(self, key: str, counts: Mapping[str, int]) -> None:
+        """A new text. ValueError when the key is taken."""
+        if key in self._sizes:
+            raise ValueError(f"{key!r} is indexed already")
+        self._sizes[key] = 0
+        self.change(key, counts, {})
+
+    def change(self, key: str, plus: Mapping[str, int], minus: Mapping[str, int]) -> None:
+        """A text gains and loses words. KeyError when the key, or a word that it should lose, is not there."""
+        size = self._sizes[key]
+        for word, count in plus.items():
+            posting = self._postings.setdefault(word, {})
+            posting[key] = posting.get(key, 0) + count
+            size += count
+        for word, count in minus.items():
+            posting = self._postings[word]
+            left = posting[key] - count
+            size -= count
+            if left > 0:
+                posting[key] = left
+            elif left < 0:
+                raise KeyError(f"{key!r} does not hold {word!r} {count} times")
+            else:
+                del posting[key]
+                if not posting:
+                    del self._postings[word]
+        self._total += size - self._sizes[key]
+        self._sizes[key] = size
+
+    def remove(self, key: str, counts: Mapping[str, int]) -> None:
+        """A text goes. `counts` is what it holds: the index has no list of words by text."""
+        self.change(key, {}, counts)
+        if self._sizes[key]:
+            raise KeyError(f"{key!r} holds more words than these")
+        del self._sizes[key]
+
+    def top(self, query: Iterable[str], k: int, skip: Container[str] = ()) -> list[tuple[str, float]]:
+        """The `k` best texts that share a word with the query, best first, ties by key; repeated words count again."""
+        if not self._sizes:
+            return []
+        mean = self._total / len(self._sizes) or 1.0
+        scores: dict[str, float] = {}
+        for word, times in sorted(Counter(query).items()):  # sorted: floats are added in one order
+            posting = self._postings.get(word)
+            if posting is None:
+                continue
+            weight = times * log(1 + (len(self._sizes) - len(posting) + 0.5) / (len(posting) + 0.5)) * (K1 + 1)
+            for key, count in posting.items():
+                norm = K1 * (1 - B + B * self._sizes[key] / mean)
+                scores[key] = scores.get(key, 0.0) + weight * count / (count + norm)
+        found = ((key, score) for key, score in scores.items() if key not in skip)
+        return nsmallest(k, found, key=lambda item: (-item[1], item[0]))
