@@ -8,26 +8,19 @@ files; a binary file among them has `text: null` and no part in the patch.
 Every patch is applied to R_old before a triplet leaves, and must give R_new to the byte.
 """
 
-import codecs
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from math import ceil, floor
 from os import PathLike
 from pathlib import Path
 
 from iqc.errors import IqcError, UsageError
 from iqc.history.git import SUBMODULE, Change, Commit, MissingObject, Repository
-from iqc.history.patch import PatchError, apply_patch, without
 from iqc.history.score import FileChange, reject_message, reject_paths, reject_texts, score
+from iqc.history.texts import Rejected, Texts, verified_patch
 from iqc.streams.stage import Dropped, Record, rng
-from iqc.syntax.languages import language_of
 
 _ABSENT = "000000"
-_BINARY_PREFIX = 8000  # bytes that Git looks at for a NUL (xdiff-interface.c, FIRST_FEW_BYTES)
-# PEP 263, and the same in the modelines of Emacs and Vim; the encoding of an XML declaration
-_DECLARED = re.compile(rb"coding[:=][ \t]*([-\w.]+)|<\?xml[^>]*encoding=[\"']([-\w.]+)[\"']")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +57,6 @@ class Options:
             )
 
 
-class _Rejected(Exception):
-    """A candidate end that a rule drops."""
-
-    def __init__(self, rule: str, value: object = None, threshold: object = None):
-        super().__init__(rule)
-        self.rule, self.value, self.threshold = rule, value, threshold
-
-
 @dataclass(slots=True)
 class _Candidate:
     end: Commit
@@ -101,10 +86,11 @@ class _Miner:
     line: list[str]
     options: Options
     name: str = ""
-    texts: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
+    texts: Texts = field(init=False)
 
     def __post_init__(self) -> None:
         self.name = self.options.name or Path(self.repository.path).resolve().name.removesuffix(".git")
+        self.texts = Texts(self.repository, self.options.max_file_bytes, self.options.encodings)
 
     def mine(self) -> Iterator[Record | Dropped]:
         """The window is cut into as many stretches as triplets are wanted; a start is drawn in each, uniformly."""
@@ -134,12 +120,11 @@ class _Miner:
             try:
                 yield self._triplet(start, best)
                 free = self.line.index(best.end.id, start)
-            except _Rejected as rejected:
+            except Rejected as rejected:
                 yield self._dropped(start, best.end, rejected)
 
     def _ends(self, start: int, following: list[Commit]) -> Iterator[_Candidate | Dropped]:
         """The next commits as ends: the change from `start` to each is the sum of the commits' changes up to it."""
-        self.texts.clear()
         total: dict[bytes, Change] = {}
         for k, commit in enumerate(following):
             for change in commit.changes:
@@ -149,24 +134,24 @@ class _Miner:
             try:
                 changes = [total[path] for path in sorted(total)]
                 yield self._candidate(commit, changes, [item.message for item in following[: k + 1]])
-            except _Rejected as rejected:
+            except Rejected as rejected:
                 yield self._dropped(start, commit, rejected)
 
     def _candidate(self, end: Commit, changes: list[Change], messages: list[str]) -> _Candidate:
         if rule := reject_message(end.message, merge=len(end.parents) > 1):
-            raise _Rejected(rule, end.message.partition("\n")[0])
+            raise Rejected(rule, end.message.partition("\n")[0])
         if len(changes) > self.options.max_files:
-            raise _Rejected("files", len(changes), self.options.max_files)
+            raise Rejected("files", len(changes), self.options.max_files)
         if any(SUBMODULE in (change.old_mode, change.new_mode) for change in changes):
-            raise _Rejected("submodule")
+            raise Rejected("submodule")
         try:
             paths = [change.path.decode() for change in changes]
         except UnicodeDecodeError as error:
-            raise _Rejected("path_encoding", repr(error.object)) from None
+            raise Rejected("path_encoding", repr(error.object)) from None
         if rule := reject_paths(paths):
-            raise _Rejected(rule, len(paths))
-        old = [self._file(p, c.old_mode, c.old) for p, c in zip(paths, changes) if c.old_mode != _ABSENT]
-        new = [self._file(p, c.new_mode, c.new) for p, c in zip(paths, changes) if c.new_mode != _ABSENT]
+            raise Rejected(rule, len(paths))
+        old = [self.texts.entry(p, c.old_mode, c.old) for p, c in zip(paths, changes) if c.old_mode != _ABSENT]
+        new = [self.texts.entry(p, c.new_mode, c.new) for p, c in zip(paths, changes) if c.new_mode != _ABSENT]
         before, after = {file["path"]: file for file in old}, {file["path"]: file for file in new}
         judged = []
         for path in paths:
@@ -174,63 +159,20 @@ class _Miner:
             lang = (now or was or {})["lang"]
             judged.append(FileChange(path, was["text"] if was else None, now["text"] if now else None, lang))
         if rule := reject_texts(judged):
-            raise _Rejected(rule, len(paths))
+            raise Rejected(rule, len(paths))
         value, parts = score(judged, messages)
         if value < self.options.min_score:
-            raise _Rejected("score", value, self.options.min_score)
+            raise Rejected("score", value, self.options.min_score)
         return _Candidate(end, value, parts, old, new, messages)
-
-    def _file(self, path: str, mode: str, oid: str) -> Record:
-        if oid not in self.texts:
-            try:
-                data = self.repository.blob(oid, self.options.max_file_bytes)
-            except MissingObject as error:
-                raise _Rejected("missing_object", error.what) from None
-            if isinstance(data, int):
-                raise _Rejected("file_bytes", data, self.options.max_file_bytes)
-            self.texts[oid] = (None, None) if b"\0" in data[:_BINARY_PREFIX] else self._decode(path, data)
-        text, encoding = self.texts[oid]
-        return {"path": path, "text": text, "lang": language_of(path, text), "mode": mode, "encoding": encoding}
-
-    def _decode(self, path: str, data: bytes) -> tuple[str, str]:
-        """Text and encoding: what the file declares in its first two lines, else the first that is wholly right."""
-        declared = _DECLARED.search(b"\n".join(data[:1000].split(b"\n", 2)[:2]))
-        said = [next(filter(None, declared.groups())).decode()] if declared else []
-        for name in [*said, *self.options.encodings]:
-            try:
-                encoding = codecs.lookup(name).name
-                text = data.decode(encoding)
-                if text.encode(encoding) == data and _superset_of_ascii(encoding):
-                    return text, encoding
-            except (LookupError, ValueError):
-                continue
-        raise _Rejected("encoding", path, ", ".join([*said, *self.options.encodings]))
 
     def _triplet(self, start: int, best: _Candidate) -> Record:
         old, new = self.line[start], best.end.id
-        # ASCII text is the same in every encoding that is let in; the rest must agree, or no patch would apply.
-        texts = [file for file in best.old + best.new if file["text"] is not None and not file["text"].isascii()]
-        used = sorted({file["encoding"] for file in texts})
-        if len(used) > 1:
-            raise _Rejected("encodings", used, 1)
-        encoding = used[0] if used else "utf-8"
         try:
             raw = self.repository.diff(old, new)
         except MissingObject as error:
-            raise _Rejected("missing_object", error.what) from None
+            raise Rejected("missing_object", error.what) from None
+        patch, encoding = verified_patch(raw, best.old, best.new)
         binary = {file["path"] for file in best.old + best.new if file["text"] is None}
-        try:
-            patch = without(_text_patch(raw, encoding), binary)
-            before, after = (
-                {file["path"]: (file["mode"], file["text"]) for file in side if file["path"] not in binary}
-                for side in (best.old, best.new)
-            )
-            if apply_patch(before, patch) != after:
-                raise PatchError("the patch gives another state")
-        except UnicodeError:
-            raise _Rejected("encodings", encoding) from None
-        except PatchError as error:
-            raise _Rejected("patch", error.what) from None
         return {
             "id": f"{self.name}@{old[:12]}..{new[:12]}",
             "repo": self.name,
@@ -249,7 +191,7 @@ class _Miner:
             },
         }
 
-    def _dropped(self, start: int, end: Commit, rejected: _Rejected) -> Dropped:
+    def _dropped(self, start: int, end: Commit, rejected: Rejected) -> Dropped:
         old = self.line[start]
         record = {
             "id": f"{self.name}@{old[:12]}..{end.id[:12]}",
@@ -258,26 +200,3 @@ class _Miner:
             "new": {"commit": end.id},
         }
         return Dropped(record, f"triplets.{rejected.rule}", rejected.value, rejected.threshold)
-
-
-def _text_patch(raw: bytes, encoding: str) -> str:
-    """The patch as text; encoded again it is what `git apply` takes for the files' bytes. UnicodeError when it is not.
-
-    Git cuts the function name behind `@@` at 80 bytes, which may be inside a character: those bytes are left out.
-    """
-
-    def whole(match: re.Match[bytes]) -> bytes:
-        return match[1] + match[2].decode(encoding, errors="ignore").encode(encoding)
-
-    data = re.sub(rb"^(@@ -\S+ \+\S+ @@)(.*)$", whole, raw, flags=re.MULTILINE)
-    patch = data.decode(encoding)
-    if patch.encode(encoding) != data:
-        raise UnicodeError(f"the patch does not survive {encoding}")
-    return patch
-
-
-@cache
-def _superset_of_ascii(encoding: str) -> bool:
-    """A patch mixes file text with ASCII headers, so only such an encoding can carry it (not UTF-16, not EBCDIC)."""
-    plain = bytes(range(128))
-    return plain.decode(encoding, errors="replace") == plain.decode("ascii")
