@@ -1,0 +1,57 @@
+"""What a file imports: its specifiers (`imports`), and the files of the same repository that they name (`Resolver`).
+
+What no import shows is not found: classes of the same Java package, files of the same Go package. Nothing is run, and
+nothing but the list of paths and some project files is looked at (go.mod, package.json, tsconfig.json, Cargo.toml; in
+C# the namespaces that files declare).
+"""
+
+from collections.abc import Callable, Iterable
+
+from iqc.syntax.resolve import RULES, Importing, Project, Rule
+from iqc.syntax.specifiers import imports
+
+__all__ = ["ORDERED", "Resolver", "imports"]
+
+ORDERED = frozenset(RULES)  # the languages whose imports are resolved
+
+
+class Resolver:
+    """Imports to paths, for the files of one repository.
+
+    `paths`: all its files. `read` gives the bytes of one, None when it cannot be had.
+
+    Where an import names all files of a folder (a Go package), the edges of n importers to m files would be n x m.
+    `targets` gives a group instead, one name for all of them, whose files `groups` has; `dependencies` has files.
+    """
+
+    def __init__(self, paths: Iterable[str], read: Callable[[str], bytes | None]):
+        self._project = Project(paths, read)
+        self._rules: dict[type[Rule], Rule] = {}
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """The files of each group that `targets` has given so far, sorted."""
+        return self._project.groups
+
+    def dependencies(self, path: str, data: bytes, lang: str) -> list[str]:
+        """The files that the file at `path` imports, sorted, without itself."""
+        found = {file for name in self.targets(path, data, lang)[0] for file in self.groups.get(name, [name])}
+        return sorted(found - {path})
+
+    def targets(self, path: str, data: bytes, lang: str) -> tuple[list[str], list[str]]:
+        """Files and groups that the file imports, sorted; and the specifiers that look like the repository's own, but
+        name nothing in it (generated or moved files, most of them)."""
+        if lang not in RULES:
+            return [], []
+        kind = RULES[lang]
+        if kind not in self._rules:
+            self._rules[kind] = kind(self._project)
+        rule, importing = self._rules[kind], Importing(path, data)
+        found: set[str] = set()
+        unresolved = []
+        for spec in imports(data, lang, path):
+            named = rule.find(spec, importing)
+            found.update(named)
+            if not named and rule.is_internal(spec, importing):
+                unresolved.append(spec)
+        return sorted(found - {path}), unresolved

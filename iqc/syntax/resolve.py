@@ -1,0 +1,252 @@
+"""From a specifier to files of the repository: the rules of Python, Java, C and C++, which know paths alone.
+
+Where several files could be meant, the one nearest to the importing file is taken (`paths.nearest`). The rules of
+languages with project files are in `projects.py`.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from iqc.syntax.paths import MAX_PARTS, Ends, ancestors, below, ends_of, folder_of, join
+from iqc.syntax.specifiers import table
+
+MAX_READ = 1_000_000  # bytes of a project file; a longer one is not read
+MAX_WILDCARDS = 64  # imports with `*` of a file that are looked into: each costs a look-up a word
+_WORD = re.compile(rb"[A-Za-z_$\x80-\xff][\w$\x80-\xff]*")
+_ROOTS = ("src", "lib", "python")  # folders that projects put on Python's path, beside the folders above a file
+
+
+class Project:
+    """The repository that all rules share."""
+
+    def __init__(self, paths: Iterable[str], read: Callable[[str], bytes | None]):
+        self.paths = sorted(set(paths))
+        self.known = frozenset(self.paths)
+        self.groups: dict[str, list[str]] = {}
+        self._read = read
+
+    def read(self, path: str) -> bytes | None:
+        """A project file; None when it is absent or too long for one."""
+        data = self._read(path) if path in self.known else None
+        return data if data is None or len(data) <= MAX_READ else None
+
+    def with_ends(self, *extensions: str) -> list[str]:
+        return [path for path in self.paths if path.endswith(extensions)]
+
+    @cached_property
+    def folders(self) -> frozenset[str]:
+        """Every folder with a file in it or below it."""
+        found: set[str] = {""}
+        for path in self.paths:
+            while (path := folder_of(path)) not in found:
+                found.add(path)
+        return frozenset(found)
+
+
+@dataclass(slots=True)
+class Importing:
+    """The importing file."""
+
+    path: str
+    data: bytes
+    wildcards: int = 0
+    _words: list[str] | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """The identifiers of the file, each once, in order: what it takes of a package that it imports whole."""
+        if self._words is None:
+            self._words = list(dict.fromkeys(word.decode(errors="replace") for word in _WORD.findall(self.data)))
+        return self._words
+
+    def may_look_into(self) -> bool:
+        """Whether one more import of a whole package is looked into."""
+        self.wildcards += 1
+        return self.wildcards <= MAX_WILDCARDS
+
+
+class Rule:
+    """How one language names files."""
+
+    def __init__(self, project: Project):
+        self.project = project
+
+    def find(self, spec: str, importing: Importing) -> list[str]:
+        """Files or groups that the specifier names; none when it names nothing of this repository."""
+        raise NotImplementedError
+
+    def is_internal(self, spec: str, importing: Importing) -> bool:
+        """Whether a specifier that named nothing looks as if it should have."""
+        raise NotImplementedError
+
+
+class Python(Rule):
+    """Modules and packages below any folder that is no package itself.
+
+    The folders above the file come first, with `src`, `lib` and `python` in them, as if each were on Python's path;
+    then a package anywhere. `from a import b` needs the module a.b if there is one, else a.
+    """
+
+    def __init__(self, project: Project):
+        super().__init__(project)
+        files = project.with_ends(".py", ".pyi")
+        self.folders = {folder_of(path) for path in files}
+        self.packages = {folder_of(path) for path in files if path.endswith(("/__init__.py", "/__init__.pyi"))}
+        self.builtin = frozenset(table()["python"]["builtin"])
+        self.ends = Ends()
+        for path in files:
+            for end in ends_of(path):
+                # A file at a root is found from below that root alone: `x.py` anywhere else is no module x.
+                if "/" in end and path[: -len(end) - 1] not in self.packages:
+                    self.ends.add(end, path)
+
+    def find(self, spec: str, importing: Importing) -> list[str]:
+        name = spec.lstrip(".")
+        parts = name.split(".") if name else []
+        if dots := len(spec) - len(name):
+            folder = join(folder_of(importing.path), "../" * (dots - 1))
+            return [] if folder is None else self._at(folder, parts)
+        for root in self._roots(importing.path):
+            if found := self._at(root, parts):
+                return found
+        if parts[0] in self.builtin:
+            return []
+        for length in range(len(parts), 0, -1):
+            for end in _modules("/".join(parts[:length])):
+                if found_one := self.ends.find(end, importing.path):
+                    return [found_one]
+        return []
+
+    def _at(self, folder: str, parts: list[str]) -> list[str]:
+        """The longest beginning of the dotted name that is a module, seen from `folder`."""
+        for length in range(len(parts), -1, -1):
+            if not length and folder not in self.packages:
+                return []  # only a package is a module without a name of its own
+            for path in _modules("/".join([*([folder] if folder else []), *parts[:length]])):
+                if path in self.project.known:
+                    return [path]
+        return []
+
+    def _roots(self, path: str) -> list[str]:
+        folders = [folder for folder in ancestors(path) if folder not in self.packages]
+        beside = [below(folder, name) for folder in folders for name in _ROOTS]
+        return folders + [folder for folder in beside if folder in self.project.folders]
+
+    def is_internal(self, spec: str, importing: Importing) -> bool:
+        top = spec.partition(".")[0]
+        if not top:
+            return True
+        near = (below(root, top) in self.folders for root in self._roots(importing.path))
+        return top not in self.builtin and any(near)
+
+
+def _modules(path: str) -> tuple[str, ...]:
+    """The files that a module may be; a stub stands in for what is compiled."""
+    return f"{path}.py", f"{path}/__init__.py", f"{path}.pyi", f"{path}/__init__.pyi"
+
+
+class Java(Rule):
+    """A class is a file whose path ends in package and name; of a package imported whole, the classes that the file
+    names. A member of a class, static or nested, is found with the class."""
+
+    def __init__(self, project: Project):
+        super().__init__(project)
+        files = project.with_ends(".java")
+        self.classes = Ends(files)
+        self.packages = {end for folder in {folder_of(path) for path in files} for end in ends_of(folder)}
+
+    def find(self, spec: str, importing: Importing) -> list[str]:
+        parts = spec.removesuffix(".*").split(".")
+        for length in range(len(parts), 1, -1):
+            if found := self.classes.find("/".join(parts[:length]) + ".java", importing.path):
+                return [found]
+        package = "/".join(parts)
+        if not spec.endswith(".*") or package not in self.packages or not importing.may_look_into():
+            return []
+        named = (self.classes.find(f"{package}/{word}.java", importing.path) for word in importing.words)
+        return [path for path in named if path]
+
+    def is_internal(self, spec: str, importing: Importing) -> bool:
+        """In a package whose first three names are those of the importing file's folders; `a.*` may need nothing."""
+        first = "/".join(spec.split(".")[:3])
+        return not spec.endswith("*") and f"/{first}/" in f"/{importing.path}"
+
+
+class C(Rule):
+    """A quoted include is looked for beside the file first; then, as one in brackets, by the end of its path."""
+
+    EXTENSIONS = (".h", ".hh", ".hpp", ".hxx", ".h++", ".inc", ".inl", ".ipp", ".tpp", ".tcc", ".def", ".cuh", ".c")
+    EXTENSIONS += (".cc", ".cpp", ".cxx", ".c++", ".cu", ".ixx")
+
+    def __init__(self, project: Project):
+        super().__init__(project)
+        self.files = Ends(path for path in project.paths if path.lower().endswith(self.EXTENSIONS))
+        self.builtin = frozenset(table()["c"]["builtin"])
+
+    def find(self, spec: str, importing: Importing) -> list[str]:
+        name = spec[1:-1].strip()
+        if spec.startswith('"'):
+            beside = join(folder_of(importing.path), name)
+            if beside in self.project.known:
+                return [beside] if beside else []
+        elif name in self.builtin:
+            return []
+        while name.startswith(("../", "./")):  # from a folder that the build names
+            name = name.partition("/")[2]
+        found = self.files.find(name, importing.path)
+        return [found] if found else []
+
+    def is_internal(self, spec: str, importing: Importing) -> bool:
+        return spec.startswith('"')
+
+
+class Go(Rule):
+    """An import path below a module's is a folder: the package is all its files but the tests.
+
+    Modules are the folders with a `go.mod`. Without any, as before Go 1.11, the folder is what follows host, owner and
+    repository. `vendor/` holds other modules by their whole paths.
+    """
+
+    def __init__(self, project: Project):
+        super().__init__(project)
+        self.packages: dict[str, list[str]] = {}
+        self.modules: dict[str, str] = {}
+        for path in project.paths:
+            if path.endswith(".go") and not path.endswith("_test.go"):
+                self.packages.setdefault(folder_of(path), []).append(path)
+            elif path == "go.mod" or path.endswith("/go.mod"):
+                said = _MODULE.search(project.read(path) or b"")
+                if said:
+                    self.modules.setdefault(said[1].decode(errors="replace"), folder_of(path))
+
+    def find(self, spec: str, importing: Importing) -> list[str]:
+        folder = self._folder(spec)
+        vendored = (below(root, f"vendor/{spec}") for root in ancestors(importing.path))
+        for candidate in vendored if folder is None else [folder]:
+            if candidate in self.packages:
+                group = f"{candidate}/"  # no file's path ends so
+                self.project.groups[group] = self.packages[candidate]
+                return [group]
+        return []
+
+    def _folder(self, spec: str) -> str | None:
+        if spec.startswith("./") or spec.startswith("../"):
+            return None
+        for length in range(len(parts := spec.split("/")[:MAX_PARTS]), 0, -1):
+            root = self.modules.get("/".join(parts[:length]))
+            if root is not None:
+                return "/".join([*([root] if root else []), *parts[length:]])
+        if not self.modules and len(parts) > 3 and "." in parts[0]:
+            folder = "/".join(parts[3:])
+            return folder if folder in self.packages else None
+        return None
+
+    def is_internal(self, spec: str, importing: Importing) -> bool:
+        return self._folder(spec) is not None
+
+
+_MODULE = re.compile(rb"^\s*module\s+\"?([^\s\"]+)", re.MULTILINE)
+
+RULES: dict[str, type[Rule]] = {"python": Python, "java": Java, "c": C, "cpp": C, "go": Go}

@@ -1,0 +1,169 @@
+"""Imports of small repositories, each written with the answers: what every file needs, and nothing else."""
+
+import pytest
+
+from iqc.syntax.imports import Resolver, imports
+
+
+def needs(files, **answers):
+    """The dependencies of each file, for files given as text."""
+    from iqc.syntax.languages import language_of
+
+    resolver = Resolver(files, lambda path: files[path].encode() if path in files else None)
+    found = {}
+    for path, text in files.items():
+        if lang := language_of(path, text):
+            found[path] = resolver.dependencies(path, text.encode(), lang)
+    return {path: others for path, others in found.items() if others}
+
+
+SPECIFIERS = {
+    "python": (
+        "import a.b as c, d\nfrom .x import (y as z,\n  w)\nfrom .. import q\nfrom m import *\nfrom . import *\n"
+        "from __future__ import annotations\ndef f():\n  try:\n    import g . h\n  except ImportError:\n    pass\n"
+        "'import no'\n# import no\n",
+        ["a.b", "d", ".x.y", ".x.w", "..q", "m", ".", "g.h"],
+    ),
+    "java": (
+        "package a.b;\nimport a.b.C;\nimport static a.b.C.f;\nimport a . b.*;\nimport static a.b.D.*;\n// import no.No;\n",
+        ["a.b.C", "a.b.C.f", "a.b.*", "a.b.D.*"],
+    ),
+    "c": (
+        '#include "a\\q.h"\n#include <b/c.h>\n#include MACRO\n#ifdef X\n# include "z.h"\n#endif\n/* #include "no.h" */\n',
+        ['"a/q.h"', "<b/c.h>", '"z.h"'],
+    ),
+    "go": ('package x\nimport "fmt"\nimport (\n a "b/c"\n . "d"\n _ `e`\n)\nvar s = "no"\n', ["fmt", "b/c", "d", "e"]),
+}
+
+
+@pytest.mark.parametrize("lang", SPECIFIERS)
+def test_specifiers(lang):
+    text, expected = SPECIFIERS[lang]
+    assert imports(text.encode(), lang) == expected
+
+
+def test_python():
+    assert needs(
+        {
+            "setup.py": "import src.pack",
+            "src/pack/__init__.py": "from .core import run\nfrom . import util as u, missing",
+            "src/pack/core.py": "import json, re\nfrom pack.sub import deep\nfrom pack.sub.deep import name",
+            "src/pack/util.py": "def f():\n    from .sub import *\n    import pack.core.nothing",
+            "src/pack/json.py": "import json",  # the standard library's
+            "src/pack/sub/__init__.py": "from ..core import run\nfrom .... import outside",
+            "src/pack/sub/deep.py": "from . import other\nfrom .other import x\nif TYPE_CHECKING:\n    import pack",
+            "src/pack/sub/other.pyi": "",
+            "tests/helpers.py": "",
+            "tests/test_core.py": "import helpers, pack, yaml\nfrom pack.json import loads",
+            "tools/yaml.py": "",  # no module for tests/
+            "other/src/pack/__init__.py": "",
+        }
+    ) == {
+        "setup.py": ["src/pack/__init__.py"],
+        "src/pack/__init__.py": ["src/pack/core.py", "src/pack/util.py"],
+        "src/pack/core.py": ["src/pack/sub/deep.py"],
+        "src/pack/util.py": ["src/pack/core.py", "src/pack/sub/__init__.py"],
+        "src/pack/sub/__init__.py": ["src/pack/core.py"],
+        "src/pack/sub/deep.py": ["src/pack/__init__.py", "src/pack/sub/other.pyi"],
+        "tests/test_core.py": ["src/pack/__init__.py", "src/pack/json.py", "tests/helpers.py"],
+    }
+
+
+def test_java():
+    base = "core/src/main/java/org/demo/app"
+    assert needs(
+        {
+            f"{base}/Main.java": "import org.demo.app.io.*; import java.util.List; class Main { Reader r; }",
+            f"{base}/io/Reader.java": "import static org.demo.app.Names.PREFIX; class Reader {}",
+            f"{base}/io/Writer.java": "import org.demo.app.Names.Inner; import org.demo.app.Absent; class Writer {}",
+            f"{base}/Names.java": "class Names {}",
+            "web/src/main/java/org/demo/app/Names.java": "class Names {}",
+            "web/src/main/java/org/demo/web/Page.java": "import org.demo.app.Names; import static org.demo.app.Main.*;",
+        }
+    ) == {
+        f"{base}/Main.java": [f"{base}/io/Reader.java"],
+        f"{base}/io/Reader.java": [f"{base}/Names.java"],
+        f"{base}/io/Writer.java": [f"{base}/Names.java"],
+        "web/src/main/java/org/demo/web/Page.java": [f"{base}/Main.java", "web/src/main/java/org/demo/app/Names.java"],
+    }
+
+
+def test_c_and_cpp():
+    assert needs(
+        {
+            "src/a.c": '#include "a.h"\n#include "util/list.h"\n#include <demo/api.h>\n#include <string.h>\n',
+            "src/a.h": '#include "../include/demo/api.h"\n#include "a.h"\n',
+            "src/string.h": "",  # <string.h> is the system's
+            "src/util/list.h": "",
+            "third/util/list.h": "",
+            "third/x.cc": '#include "util/list.h"\n#include <vector>\n#include "../../../../etc/passwd"\n#include "/x.h"\n',
+            "include/demo/api.h": '#include "table.inc"\n#include "gone.h"\n',
+            "include/demo/table.inc": "",
+        }
+    ) == {
+        "src/a.c": ["include/demo/api.h", "src/a.h", "src/util/list.h"],
+        "src/a.h": ["include/demo/api.h"],
+        "third/x.cc": ["third/util/list.h"],
+        "include/demo/api.h": ["include/demo/table.inc"],
+    }
+
+
+def test_go():
+    files = {
+        "go.mod": "// a comment\nmodule example.org/demo/v2\n\ngo 1.22\n",
+        "main.go": 'package main\nimport (\n"fmt"\n"example.org/demo/v2/in"\n"example.org/tool"\n"github.com/x/y"\n)',
+        "in/a.go": 'package in\nimport "example.org/demo/v2"',
+        "in/b.go": "package in",
+        "in/a_test.go": 'package in_test\nimport . "example.org/demo/v2/in"',
+        "tool/go.mod": "module example.org/tool",
+        "tool/t.go": 'package tool\nimport "example.org/demo/v2/absent"\nimport "github.com/a/b/in"',
+        "vendor/github.com/x/y/y.go": "package y",
+    }
+    assert needs(files) == {
+        "main.go": ["in/a.go", "in/b.go", "tool/t.go", "vendor/github.com/x/y/y.go"],
+        "in/a.go": ["main.go"],
+        "in/a_test.go": ["in/a.go", "in/b.go"],
+    }
+    del files["go.mod"], files["tool/go.mod"]  # before modules: host, owner, repository, folder
+    assert needs(files)["tool/t.go"] == ["in/a.go", "in/b.go"]
+
+
+def test_a_group_stands_for_a_package_that_is_imported_whole():
+    files = {f"p/f{number}.go": "package p" for number in range(3)} | {"go.mod": "module m", "x.go": 'import "m/p"'}
+    resolver = Resolver(files, lambda path: files[path].encode())
+    assert resolver.targets("x.go", files["x.go"].encode(), "go") == (["p/"], [])
+    assert resolver.groups == {"p/": ["p/f0.go", "p/f1.go", "p/f2.go"]}
+
+
+def test_what_looks_internal_and_is_not_there_is_said():
+    files = {"a.py": "from . import gone\nimport os, numpy", "b.c": '#include "gone.h"\n#include <gone2.h>\n'}
+    resolver = Resolver(files, lambda path: None)
+    assert resolver.targets("a.py", files["a.py"].encode(), "python") == ([], [".gone"])
+    assert resolver.targets("b.c", files["b.c"].encode(), "c") == ([], ['"gone.h"'])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["../" * 50 + "etc/passwd", "/etc/passwd", "a\0b", "x" * 100_000, "../" * 50_000 + "a", "é" * 400, "a//b", "."],
+)
+def test_hostile_specifiers_name_nothing(spec):
+    dotted = spec.replace("/", ".")
+    texts = {
+        "python": f"import {dotted}\nfrom {dotted} import x\nfrom {'.' * 5000} import y",
+        "java": f"import {dotted};\nimport {dotted}.*;",
+        "c": f'#include "{spec}"\n#include <{spec}>\n#include ""\n',
+        "go": f'import "{spec}"\nimport ""',
+    }
+    paths = ["d/e.py", "d/f.py", "d/e.java", "d/e.c", "d/e.go", "go.mod"]
+    resolver = Resolver(paths, lambda path: b"module d\nmodule " + b"x" * 10_000)
+    for lang, text in texts.items():
+        assert resolver.dependencies("d/e.py", text.encode("utf-8", "surrogateescape"), lang) == []
+        assert resolver.dependencies("d/e.py", b"\xff\xfe\0" + text.encode(), lang) == []
+
+
+def test_many_files_of_one_name_and_deep_paths_take_linear_time():
+    paths = [f"{number}/x/util.h" for number in range(20_000)] + ["a/" * 1500 + "util.h", "deep/" * 60 + "y.py"]
+    resolver = Resolver(paths, lambda path: None)
+    for number in range(0, 20_000, 10):
+        assert resolver.dependencies(f"{number}/main.c", b'#include "util.h"\n', "c") == [f"{number}/x/util.h"]
+    assert resolver.dependencies("a/" * 1500 + "b.c", b'#include "util.h"\n', "c") == ["a/" * 1500 + "util.h"]
