@@ -15,6 +15,8 @@ from iqc.errors import IqcError
 from iqc.streams.stage import metadata_of
 
 SYNTAX_LEVELS = ("expression", "statement", "function")
+# An expression is a statement too where it stands in a block; an anonymous function is a function where it gets a name.
+_WITHIN = (("statement", "expression", "statement_in"), ("function", "lambda", "function_in"))
 
 # A .h file is C unless it says something that only C++ says.
 _CPP_HEADER = re.compile(
@@ -31,7 +33,12 @@ _SHEBANG = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """One row of the table. `levels` maps a syntax level to its node types; a level that is not offered is absent."""
+    """One row of the table. `levels` maps a syntax level to its node types; a level that is not offered is absent.
+
+    within  by level, (node types, parents): these types are of the level too, as children of one of these parents
+    words   by level, for a language whose definitions are calls: a node whose first child is such a word is of that
+            level only ("type" is a level that is never drawn)
+    """
 
     name: str
     grammar: str
@@ -42,6 +49,8 @@ class Language:
     filenames: tuple[str, ...] = ()
     interpreters: tuple[str, ...] = ()
     levels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    within: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
+    words: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @cache
@@ -59,6 +68,10 @@ def languages() -> dict[str, Language]:
             filenames=tuple(row.get("filenames", ())),
             interpreters=tuple(row.get("interpreters", ())),
             levels={level: tuple(row[level]) for level in SYNTAX_LEVELS if level in row},
+            within={
+                level: (tuple(row[kinds]), tuple(row[parents])) for level, kinds, parents in _WITHIN if parents in row
+            },
+            words={level: tuple(words) for level, words in row.get("words", {}).items()},
         )
         for name, row in table.items()
     }
