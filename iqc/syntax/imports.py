@@ -7,11 +7,25 @@ C# the namespaces that files declare).
 
 from collections.abc import Callable, Iterable
 
-from iqc.syntax.resolve import RULES, Importing, Project, Rule
+from iqc.syntax.projects import CSharp, Go, Rust
+from iqc.syntax.resolve import C, Importing, Java, Project, Python, Rule
+from iqc.syntax.scripts import Script
 from iqc.syntax.specifiers import imports
 
 __all__ = ["ORDERED", "Resolver", "imports"]
 
+RULES: dict[str, type[Rule]] = {
+    "python": Python,
+    "java": Java,
+    "c": C,
+    "cpp": C,
+    "javascript": Script,
+    "typescript": Script,
+    "tsx": Script,
+    "go": Go,
+    "rust": Rust,
+    "csharp": CSharp,
+}
 ORDERED = frozenset(RULES)  # the languages whose imports are resolved
 
 
@@ -49,7 +63,7 @@ class Resolver:
         rule, importing = self._rules[kind], Importing(path, data)
         found: set[str] = set()
         unresolved = []
-        for spec in imports(data, lang, path):
+        for spec in dict.fromkeys((*imports(data, lang), *rule.implied(path))):
             named = rule.find(spec, importing)
             found.update(named)
             if not named and rule.is_internal(spec, importing):

@@ -6,7 +6,6 @@ exist, and a specifier that leaves the repository names nothing.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from os.path import commonprefix
 
 MAX_PARTS = 64  # folders of a path, or names of a dotted specifier: a longer one is looked up whole or not at all
 
@@ -51,9 +50,14 @@ def nearest(candidates: Sequence[str], path: str) -> str:
     would stand: the time is logarithmic, whatever the number of files that have one name.
     """
     at = bisect_left(candidates, path)
-    shared = (commonprefix((path, other)).rpartition("/") for other in candidates[max(0, at - 1) : at + 1])
-    folder = max(("".join(parts[:2]) for parts in shared), key=len)
+    folder = max((_shared(path, other) for other in candidates[max(0, at - 1) : at + 1]), key=len)
     return candidates[bisect_left(candidates, folder)]
+
+
+def _shared(one: str, other: str) -> str:
+    """The deepest folder that two paths lie in, with its `/`."""
+    same = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[: one.rfind("/", 0, same) + 1]
 
 
 class Ends:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from iqc.syntax.paths import MAX_PARTS, Ends, ancestors, below, ends_of, folder_of, join
-from iqc.syntax.specifiers import table
+from iqc.syntax.paths import Ends, ancestors, below, ends_of, folder_of, join
+from iqc.syntax.queries import table
 
-MAX_READ = 1_000_000  # bytes of a project file; a longer one is not read
+MAX_READ = 500_000  # bytes of a project file; a longer one is not read
 MAX_WILDCARDS = 64  # imports with `*` of a file that are looked into: each costs a look-up a word
 _WORD = re.compile(rb"[A-Za-z_$\x80-\xff][\w$\x80-\xff]*")
 _ROOTS = ("src", "lib", "python")  # folders that projects put on Python's path, beside the folders above a file
@@ -27,13 +27,24 @@ class Project:
         self.groups: dict[str, list[str]] = {}
         self._read = read
 
-    def read(self, path: str) -> bytes | None:
-        """A project file; None when it is absent or too long for one."""
+    def read(self, path: str, limit: int = MAX_READ) -> bytes:
+        """A file's bytes; b"" when it is absent or longer than `limit`."""
         data = self._read(path) if path in self.known else None
-        return data if data is None or len(data) <= MAX_READ else None
+        return data if data and len(data) <= limit else b""
 
     def with_ends(self, *extensions: str) -> list[str]:
         return [path for path in self.paths if path.endswith(extensions)]
+
+    def named(self, name: str) -> list[str]:
+        """The files of that name, in every folder."""
+        return [path for path in self.paths if path.endswith(name) and path.rpartition("/")[2] == name]
+
+    def group(self, name: str, files: list[str]) -> list[str]:
+        """The files of something that is imported whole, under one name that is no path. `files` are sorted."""
+        if len(files) == 1:
+            return files
+        self.groups[f"/{name}"] = files
+        return [f"/{name}"]
 
     @cached_property
     def folders(self) -> frozenset[str]:
@@ -80,6 +91,10 @@ class Rule:
     def is_internal(self, spec: str, importing: Importing) -> bool:
         """Whether a specifier that named nothing looks as if it should have."""
         raise NotImplementedError
+
+    def implied(self, path: str) -> list[str]:
+        """Specifiers that hold for a file without standing in it."""
+        return []
 
 
 class Python(Rule):
@@ -200,53 +215,3 @@ class C(Rule):
 
     def is_internal(self, spec: str, importing: Importing) -> bool:
         return spec.startswith('"')
-
-
-class Go(Rule):
-    """An import path below a module's is a folder: the package is all its files but the tests.
-
-    Modules are the folders with a `go.mod`. Without any, as before Go 1.11, the folder is what follows host, owner and
-    repository. `vendor/` holds other modules by their whole paths.
-    """
-
-    def __init__(self, project: Project):
-        super().__init__(project)
-        self.packages: dict[str, list[str]] = {}
-        self.modules: dict[str, str] = {}
-        for path in project.paths:
-            if path.endswith(".go") and not path.endswith("_test.go"):
-                self.packages.setdefault(folder_of(path), []).append(path)
-            elif path == "go.mod" or path.endswith("/go.mod"):
-                said = _MODULE.search(project.read(path) or b"")
-                if said:
-                    self.modules.setdefault(said[1].decode(errors="replace"), folder_of(path))
-
-    def find(self, spec: str, importing: Importing) -> list[str]:
-        folder = self._folder(spec)
-        vendored = (below(root, f"vendor/{spec}") for root in ancestors(importing.path))
-        for candidate in vendored if folder is None else [folder]:
-            if candidate in self.packages:
-                group = f"{candidate}/"  # no file's path ends so
-                self.project.groups[group] = self.packages[candidate]
-                return [group]
-        return []
-
-    def _folder(self, spec: str) -> str | None:
-        if spec.startswith("./") or spec.startswith("../"):
-            return None
-        for length in range(len(parts := spec.split("/")[:MAX_PARTS]), 0, -1):
-            root = self.modules.get("/".join(parts[:length]))
-            if root is not None:
-                return "/".join([*([root] if root else []), *parts[length:]])
-        if not self.modules and len(parts) > 3 and "." in parts[0]:
-            folder = "/".join(parts[3:])
-            return folder if folder in self.packages else None
-        return None
-
-    def is_internal(self, spec: str, importing: Importing) -> bool:
-        return self._folder(spec) is not None
-
-
-_MODULE = re.compile(rb"^\s*module\s+\"?([^\s\"]+)", re.MULTILINE)
-
-RULES: dict[str, type[Rule]] = {"python": Python, "java": Java, "c": C, "cpp": C, "go": Go}

@@ -1,48 +1,36 @@
 """What a file says that it imports, as text, by the tree-sitter queries of `imports.toml`.
 
-python        a.b.c of `import a.b.c` and of `from a.b import c`; ..a.b with the dots of a relative import
-java          a.b.C, a.b.C.member of a static import, a.b.*
-c, cpp        "x.h" and <x.h>, with their quotes
-go            the path between its quotes
+- python: a.b.c of `import a.b.c` and of `from a.b import c`; ..a.b with the dots of a relative import
+- java: a.b.C; a.b.C.member of a static import; a.b.*
+- c, cpp: "x.h" and <x.h>, with their quotes
+- javascript, typescript, tsx: what stands between the quotes; of a reference comment its path, as a relative one
+- go: the path between its quotes
+- rust: a::b::c for every path of a `use`; `mod self::a` of `mod a;`; "x.rs" with its quotes of #[path] and include!
+- csharp: A.B.C of `using A.B.C`
 """
 
-import tomllib
+import re
 from collections.abc import Callable
-from functools import cache
-from importlib.resources import files
 
-from tree_sitter import Node, Query, QueryCursor
-
-from iqc.syntax.parse import grammar, parse
 from iqc.syntax.paths import MAX_PARTS
+from iqc.syntax.queries import Match, matches, table, text_of, where
+from iqc.syntax.rust import rust_paths
 
 MAX_SPECIFIER = 1000  # characters; a longer one is data
-Match = dict[str, list[Node]]  # the nodes of one match by the names of their captures
 
 
-@cache
-def table() -> dict[str, dict]:
-    """`imports.toml`, each language with a row of its own."""
-    rows = tomllib.loads((files("iqc.syntax") / "imports.toml").read_text(encoding="utf-8"))
-    return {lang: rows[row["like"]] if "like" in row else row for lang, row in rows.items()}
-
-
-@cache
-def _query(lang: str, name: str) -> Query:
-    return Query(grammar(lang), table()[lang][name])
-
-
-def imports(data: bytes, lang: str, path: str = "") -> list[str]:
+def imports(data: bytes, lang: str) -> list[str]:
     """The specifiers of a file, each once, in the order of the file; none for a language that has no query.
 
     What cannot name a file is passed over: with a NUL, above MAX_SPECIFIER, of more than MAX_PARTS parts.
     """
     if lang not in table():
         return []
-    found: list[tuple[int, str]] = []
-    for _, match in QueryCursor(_query(lang, "query")).matches(parse(data, lang).root_node):
-        where = max(node.start_byte for nodes in match.values() for node in nodes)
-        found.append((where, _TEXT.get(lang, _dotted)(match)))
+    if lang == "rust":
+        found = rust_paths(matches(data, lang, "query"))
+    else:
+        text = _TEXT.get(lang, _dotted)
+        found = [(where(match), text(match)) for match in matches(data, lang, "query")]
     return list(dict.fromkeys(spec for _, spec in sorted(found) if _is_usable(spec)))
 
 
@@ -50,14 +38,9 @@ def _is_usable(spec: str) -> bool:
     return 0 < len(spec) <= MAX_SPECIFIER and "\0" not in spec and spec.count(".") <= MAX_PARTS
 
 
-def _string(match: Match, name: str) -> str:
-    nodes = match.get(name)
-    return (nodes[0].text or b"").decode(errors="replace") if nodes else ""
-
-
 def _dotted(match: Match) -> str:
     """`module` and `name` with a dot between them, without the white space that may stand around dots."""
-    module, name = ("".join(_string(match, part).split()) for part in ("module", "name"))
+    module, name = ("".join(text_of(match, part).split()) for part in ("module", "name"))
     if "wildcard" in match:
         name = "*"
     return f"{module}.{name}" if module and name and not module.endswith(".") else module + name
@@ -69,11 +52,32 @@ def _python(match: Match) -> str:
 
 
 def _include(match: Match) -> str:
-    return _string(match, "name").replace("\\", "/")  # as compilers for Windows have it
+    return text_of(match, "name").replace("\\", "/")  # as compilers for Windows have it
 
 
 def _quoted(match: Match) -> str:
-    return _string(match, "name").strip("\"'`")
+    return text_of(match, "name").strip("\"'`")
 
 
-_TEXT: dict[str, Callable[[Match], str]] = {"python": _python, "c": _include, "cpp": _include, "go": _quoted}
+def _script(match: Match) -> str:
+    if "reference" in match:
+        said = _REFERENCE.search(text_of(match, "reference"))
+        return f"./{said[1]}" if said else ""
+    return text_of(match, "name")
+
+
+def _namespace(match: Match) -> str:
+    return _dotted(match).removeprefix("global::")
+
+
+_REFERENCE = re.compile(r"<reference\s+path\s*=\s*[\"']([^\"']+)[\"']")
+_TEXT: dict[str, Callable[[Match], str]] = {
+    "python": _python,
+    "c": _include,
+    "cpp": _include,
+    "go": _quoted,
+    "javascript": _script,
+    "typescript": _script,
+    "tsx": _script,
+    "csharp": _namespace,
+}

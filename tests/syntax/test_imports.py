@@ -25,12 +25,59 @@ SPECIFIERS = {
         ["a.b", "d", ".x.y", ".x.w", "..q", "m", ".", "g.h"],
     ),
     "java": (
-        "package a.b;\nimport a.b.C;\nimport static a.b.C.f;\nimport a . b.*;\nimport static a.b.D.*;\n// import no.No;\n",
+        "package a.b;\nimport a.b.C;\nimport static a.b.C.f;\nimport a . b.*;\nimport static a.b.D.*;\n"
+        "// import no.No;\n",
         ["a.b.C", "a.b.C.f", "a.b.*", "a.b.D.*"],
     ),
     "c": (
-        '#include "a\\q.h"\n#include <b/c.h>\n#include MACRO\n#ifdef X\n# include "z.h"\n#endif\n/* #include "no.h" */\n',
+        '#include "a\\q.h"\n#include <b/c.h>\n#include MACRO\n#ifdef X\n# include "z.h"\n#endif\n'
+        '/* #include "no.h" */\n',
         ['"a/q.h"', "<b/c.h>", '"z.h"'],
+    ),
+    "javascript": (
+        'import a from "./a"; import "./b"; export * from "./c"; const x = require("./d"); import("./e");\n'
+        'export {q} from \'z\'; require(name); require("no" + name); let s = "./no"; // import "./no"\n',
+        ["./a", "./b", "./c", "./d", "./e", "z"],
+    ),
+    "typescript": (
+        '/// <reference path="r.d.ts" />\nimport type {B} from "./b"; import c = require("./c");\n'
+        'type T = import("./t").T;',
+        ["./r.d.ts", "./b", "./c", "./t"],
+    ),
+    "tsx": ('import A from "./a"; const b = <A c={import("./c")} />;', ["./a", "./c"]),
+    "rust": (
+        "mod a; pub mod b { mod c; use super::d; mod e { use super::super::super::z; use self::y; } use crate::q; }\n"
+        'use crate::x::{y, z::*, self as k, w::{self, v as u}}; #[path = "p/foo.rs"] mod p; extern crate foo as bar;\n'
+        'fn f() { crate::g::h(); let x: super::T<crate::u::V>; Vec::new(); include_str!("../y.txt") }\n'
+        "use ::serde::D; pub(crate) use {m::n, o}; use super::*; // use no::no;\n",
+        [
+            "mod self::a",
+            "mod self::b::c",
+            "self::d",
+            "super::z",
+            "self::b::e::y",
+            "crate::q",
+            "crate::x::y",
+            "crate::x::z",
+            "crate::x",
+            "crate::x::w",
+            "crate::x::w::v",
+            '"p/foo.rs"',
+            "foo",
+            "crate::g::h",
+            "super::T",
+            "crate::u::V",
+            '"../y.txt"',
+            "::serde::D",
+            "m::n",
+            "o",
+            "super",
+        ],
+    ),
+    "csharp": (
+        "global using A.B; using X = A . C; using static global::D.E; using F; using L = List<int>;\n"
+        "namespace N { using G; class K { void f() { using (var x = y) {} using var z = w; } } }",
+        ["A.B", "A.C", "D.E", "F", "G"],
     ),
     "go": ('package x\nimport "fmt"\nimport (\n a "b/c"\n . "d"\n _ `e`\n)\nvar s = "no"\n', ["fmt", "b/c", "d", "e"]),
 }
@@ -96,7 +143,7 @@ def test_c_and_cpp():
             "src/string.h": "",  # <string.h> is the system's
             "src/util/list.h": "",
             "third/util/list.h": "",
-            "third/x.cc": '#include "util/list.h"\n#include <vector>\n#include "../../../../etc/passwd"\n#include "/x.h"\n',
+            "third/x.cc": '#include "util/list.h"\n#include <vector>\n#include "../../etc/passwd"\n#include "/x.h"\n',
             "include/demo/api.h": '#include "table.inc"\n#include "gone.h"\n',
             "include/demo/table.inc": "",
         }
@@ -128,11 +175,101 @@ def test_go():
     assert needs(files)["tool/t.go"] == ["in/a.go", "in/b.go"]
 
 
+def test_javascript_and_typescript():
+    assert needs(
+        {
+            "package.json": '{"name": "root", "workspaces": ["packages/*"]}',
+            "tsconfig.json": """{ // comments and commas too many
+                "extends": "./base", "compilerOptions":
+                {"paths": {"@/*": ["app/*"], "@/core/*": ["gone/*", "core/*"]},},}""",
+            "base.json": '{"compilerOptions": {"baseUrl": "./web"}}',
+            "web/app/main.tsx": 'import x from "@/util"; import "@/core/deep"; import "plain"; import R from "react";',
+            "web/app/util.ts": 'import "./style.css"; export * from "./part.js"; import "./folder"; import "../../.."',
+            "web/app/style.css": "",
+            "web/app/part.ts": 'import d from "./data.json"; import "./gone"',
+            "web/app/data.json": "{}",
+            "web/app/folder/index.ts": 'import "@scope/lib"; import {y} from "@scope/lib/sub"; import ".."',
+            "web/app/index.d.ts": "",
+            "web/core/deep.ts": "",
+            "web/plain.js": 'const u = require("./app/util"); require("built"); require("entry/thing")',
+            "packages/lib/package.json": '{"name": "@scope/lib", "exports": {".": {"types": "./dist/index.d.ts"}}}',
+            "packages/lib/src/index.ts": "",
+            "packages/lib/src/sub.ts": "",
+            "packages/built/package.json": '{"name": "built", "main": "./code.js"}',
+            "packages/built/code.js": "",
+            "packages/built/index.js": "",
+            "packages/entry/package.json": '{"name": "entry", "exports": {"./thing": ["./a.cjs"]}, "main": 3}',
+            "packages/entry/a.cjs": 'require("../built")',
+            "broken/package.json": '{"name": ' + "[" * 5000,
+            "broken/tsconfig.json": '/*"' + "/*" * 5000,
+            "broken/x.ts": 'import "built"',
+        }
+    ) == {
+        "web/app/main.tsx": ["web/app/util.ts", "web/core/deep.ts", "web/plain.js"],
+        "web/app/util.ts": ["web/app/folder/index.ts", "web/app/part.ts", "web/app/style.css"],
+        "web/app/part.ts": ["web/app/data.json"],
+        "web/app/folder/index.ts": ["packages/lib/src/index.ts", "packages/lib/src/sub.ts", "web/app/index.d.ts"],
+        "web/plain.js": ["packages/built/code.js", "packages/entry/a.cjs", "web/app/util.ts"],
+        "packages/entry/a.cjs": ["packages/built/code.js"],
+        "broken/x.ts": ["packages/built/code.js"],
+    }
+
+
+def test_rust():
+    assert needs(
+        {
+            "Cargo.toml": '[workspace]\nmembers = ["a", "b-lib"]',
+            "a/Cargo.toml": '[package]\nname = "a"\n[[bin]]\nname = "x"\npath = "src/tool.rs"',
+            "a/src/main.rs": "mod net; mod inline { pub mod leaf; } use net::http::Get; use b_lib::Table; use std::io;",
+            "a/src/net/mod.rs": "pub mod http; use super::inline; pub(crate) use self::http::*; mod absent;",
+            "a/src/net/http.rs": "use super::super::inline::leaf; use crate::net; fn f() { crate::inline::leaf::g() }",
+            "a/src/inline/leaf.rs": 'include!("../gen.rs");',
+            "a/src/gen.rs": "",
+            "a/src/tool.rs": '#[path = "net/http.rs"] mod other; use crate::Missing;',
+            "a/tests/it.rs": "mod common; use b_lib::deep::X;",
+            "a/tests/common.rs": "use super::thing; use crate::other;",
+            "b-lib/Cargo.toml": '[package]\nname = "b-lib"\n[lib]\npath = "code/first.rs"',
+            "b-lib/code/first.rs": "pub mod deep; pub struct Table;",
+            "b-lib/code/deep.rs": "use crate::{Table, deep::X}; mod tests { use super::*; }",
+            "c/Cargo.toml": "[package\nname = " + "[" * 5000,
+        }
+    ) == {
+        "a/src/main.rs": ["a/src/inline/leaf.rs", "a/src/net/http.rs", "a/src/net/mod.rs", "b-lib/code/first.rs"],
+        "a/src/net/mod.rs": ["a/src/main.rs", "a/src/net/http.rs"],
+        "a/src/net/http.rs": ["a/src/inline/leaf.rs", "a/src/net/mod.rs"],
+        "a/src/inline/leaf.rs": ["a/src/gen.rs"],
+        "a/src/tool.rs": ["a/src/net/http.rs"],
+        "a/tests/it.rs": ["a/tests/common.rs", "b-lib/code/deep.rs"],
+        "b-lib/code/first.rs": ["b-lib/code/deep.rs"],
+        "b-lib/code/deep.rs": ["b-lib/code/first.rs"],
+    }
+
+
+def test_csharp():
+    assert needs(
+        {
+            "Lib/Lib.csproj": "",
+            "Lib/Node.cs": "namespace Demo.Trees { public class Node { class Hidden {} } interface INode {} }",
+            "Lib/More.cs": "namespace Demo.Trees\n{\n#if X\n partial class Node {}\n#endif\n enum Kind { Hidden } }",
+            "Lib/Text.cs": "namespace Demo.Text;\nstatic class Words { public static int Count(this string s) => 1; }",
+            "Lib/Using.cs": "global using Demo.Text;",
+            "Lib/Use.cs": "namespace Demo.Use { class U { int f(string s) => s.Count(); Hidden h; } }",
+            "App/App.csproj": "",
+            "App/Main.cs": "using System; using Demo.Trees; using static Demo.Text.Words; class Main { INode n; }",
+            "App/Alias.cs": "using N = Demo.Trees.Node; using Demo.Gone; class A { string s; int n = s.Count(); }",
+        }
+    ) == {
+        "Lib/Use.cs": ["Lib/Text.cs"],
+        "App/Main.cs": ["Lib/Node.cs", "Lib/Text.cs"],
+        "App/Alias.cs": ["Lib/More.cs", "Lib/Node.cs"],
+    }
+
+
 def test_a_group_stands_for_a_package_that_is_imported_whole():
     files = {f"p/f{number}.go": "package p" for number in range(3)} | {"go.mod": "module m", "x.go": 'import "m/p"'}
     resolver = Resolver(files, lambda path: files[path].encode())
-    assert resolver.targets("x.go", files["x.go"].encode(), "go") == (["p/"], [])
-    assert resolver.groups == {"p/": ["p/f0.go", "p/f1.go", "p/f2.go"]}
+    assert resolver.targets("x.go", files["x.go"].encode(), "go") == (["/p"], [])
+    assert resolver.groups == {"/p": ["p/f0.go", "p/f1.go", "p/f2.go"]}
 
 
 def test_what_looks_internal_and_is_not_there_is_said():
