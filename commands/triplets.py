@@ -54,4 +54,5 @@ def triplets(
         raise UsageError("--name with several repositories", remedy="mine them one at a time")
     options = Options(name, (low, high), density, horizon, min_score, seed=seed)
     shown = {"window": [low, high], "density": density, "horizon": horizon, "min_score": min_score, "name": name}
-    run_stage("triplets", shown, settings, factory(options), source=open_repositories(settings.inputs), seed=seed)
+    source = open_repositories(settings.inputs, options)
+    run_stage("triplets", shown, settings, factory(options), source, seed)

@@ -3,6 +3,10 @@
 A repository's configuration can make Git run programs (signature checkers, file-system monitors, external diffs,
 fetches of absent objects), so it is not read: Git works in an empty repository made for the occasion, with the object
 store of the real one. What is asked of the real one, by `git rev-parse`, is only where it is and what its HEAD names.
+For the same reason attributes, replaced objects and grafts have no say.
+
+Nothing here grows with the length of a history; what Git itself holds of one while it lists it is a few hundred bytes
+a commit. An object that is absent or damaged costs what needs it: a commit has `damage`, a blob or diff an error.
 """
 
 import contextlib
@@ -10,17 +14,22 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 from iqc.errors import IqcError
+from iqc.history.log import LOG, Commit, TreeEntry, commits, tree_entries
 
-SUBMODULE = "160000"  # the mode of a tree entry that is a commit of another repository
-
-
-_ABSENT = re.compile(r"unable to read|bad object|missing|could not (?:parse|get|read)|Could not read|unable to find")
+_ABSENT = re.compile(
+    r"unable to (?:read|find|parse|stream|get)|could not (?:parse|get|read)|cannot (?:read|be read)|bad (?:object|tree)"
+    r"|missing|corrupt|inflate|too-short tree|malformed|empty filename in tree",
+    re.IGNORECASE,
+)
+_BLOBS_AHEAD = 256  # what is asked of `cat-file` at once: it reads all requests before it answers
+_DIFFS_AHEAD = 24  # `diff-tree` answers while it reads: its requests must fit into a pipe, 4096 bytes at the least
+_DAMAGED_IN_A_ROW = 16  # commits; each costs a process, and a repository without trees would cost one a commit
 
 
 class MissingObject(IqcError):
@@ -44,26 +53,8 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One path that a commit changed against its first parent. A side that does not exist has mode 000000."""
-
-    path: bytes
-    old_mode: str
-    new_mode: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """`time` is the committer's, in seconds since 1970; `changes` are against the first parent, without renames."""
-
-    id: str
-    parents: tuple[str, ...]
-    time: int
-    message: str
-    changes: tuple[Change, ...]
+_DIFF = ["--stdin", "--no-commit-id", "-r", "-p", "--full-index", "-M", "--no-color", "--no-ext-diff", "--no-textconv"]
+_DIFF += ["--src-prefix=a/", "--dst-prefix=b/"]
 
 
 class Repository:
@@ -141,7 +132,7 @@ class Repository:
     def _failed(self, process: subprocess.Popen[bytes], doing: str) -> IqcError:
         process.kill()
         process.wait()
-        self._errors.seek(0)
+        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 4096))
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         said = lines[-1].removeprefix("fatal: ") if lines else ""
         kind = MissingObject if _ABSENT.search(said) else IqcError
@@ -150,98 +141,162 @@ class Repository:
             remedy="clone it again without --filter, or check it with git fsck",
         )
 
-    def first_parents(self) -> list[str]:
-        """The ids of HEAD and its first parents, oldest first."""
-        process = self._start("rev-list", "--first-parent", "--reverse", self.head)
-        ids = _pipe(process.stdout).read().decode().split()
+    def count(self) -> int:
+        """How many commits the first-parent line of HEAD has."""
+        (number,) = self._lines("rev-list", "--count", "--first-parent", self.head)
+        return int(number)
+
+    def line(self, newest_first: bool = False) -> Iterator[tuple[str, int]]:
+        """Id and time of HEAD and its first parents, oldest first."""
+        order = [] if newest_first else ["--reverse"]
+        for row in self._lines("rev-list", "--first-parent", "--timestamp", *order, self.head):
+            time, oid = row.split()
+            yield oid, int(time)
+
+    def _lines(self, *arguments: str) -> Iterator[str]:
+        process = self._start(*arguments, "--")
+        for row in _pipe(process.stdout):
+            yield row.decode().rstrip("\n")
         if process.wait():
             raise self._failed(process, "list the commits")
-        return ids
 
-    def log(self, after: str | None, last: str) -> Iterator[Commit]:
-        """Commits of the first-parent line, oldest first, from the one behind `after` (None: the first) to `last`."""
-        fields = "--format=%x01%H%x00%P%x00%ct%x00%B"
-        arguments = ["log", "-z", "--first-parent", "--reverse", "--raw", "--no-abbrev", "--no-renames"]
-        arguments += ["--diff-merges=first-parent", "--encoding=UTF-8", "--no-show-signature", fields, last]
-        process = self._start(*arguments, *([f"^{after}"] if after else []), "--")
-        yield from _commits(_pipe(process.stdout))
-        if process.wait():
-            raise self._failed(process, "read the history")
+    def log(self, last: str, count: int | None = None) -> Iterator[Commit]:
+        """The `count` commits of a first-parent line that end with `last`, oldest first; None: from the root on.
+
+        A commit whose trees cannot be read comes with its damage. MissingObject when too many in a row are like that.
+        """
+        left = self.count() if count is None else count
+        in_a_row = 0
+        while left:
+            limits = ["--first-parent", "--reverse", f"--max-count={left}", last, "--"]
+            process = self._start("log", *LOG, *limits)
+            for commit in commits(_pipe(process.stdout)):
+                left, in_a_row = left - 1, 0
+                yield commit
+            if not process.wait():
+                return
+            error = self._failed(process, "read the history")
+            in_a_row += 1
+            if not isinstance(error, MissingObject) or not left or in_a_row > _DAMAGED_IN_A_ROW:
+                raise error
+            # Git went as far as it could: the next commit is the one that it could not compare.
+            process = self._start(
+                *("log", *LOG, "--no-patch", "--first-parent", "--max-count=1", f"--skip={left - 1}", last, "--")
+            )
+            for commit in commits(_pipe(process.stdout)):
+                left -= 1
+                yield replace(commit, damage=error.what)
+            if process.wait():
+                raise self._failed(process, "read the history")
 
     def blob(self, oid: str, limit: int) -> bytes | int:
         """The bytes of a blob, or its size when that is above `limit` bytes; MissingObject when it is not there."""
-        if self._blobs is None:
-            self._blobs = self._start("cat-file", "--batch")
-        into, out = _pipe(self._blobs.stdin), _pipe(self._blobs.stdout)
-        try:
-            into.write(f"{oid}\n".encode())
-            into.flush()
-        except BrokenPipeError:
-            raise self._failed(self._blobs, f"read {oid}") from None
+        (found,) = self.blobs([oid], limit)
+        if isinstance(found, MissingObject):
+            raise found
+        return found
+
+    def blobs(self, oids: Sequence[str], limit: int) -> Iterator[bytes | int | MissingObject]:
+        """For each id, in order, what `blob` gives, or its error. A blob above the limit is not read at all."""
+        for start in range(0, len(oids), _BLOBS_AHEAD):
+            some = oids[start : start + _BLOBS_AHEAD]
+            sizes = list(self._ask("info", some, limit))
+            wanted = self._ask("contents", [oid for oid, size in zip(some, sizes) if _readable(size, limit)], limit)
+            for size in sizes:
+                yield next(wanted) if _readable(size, limit) else size
+
+    def _ask(self, what: str, oids: list[str], limit: int) -> Iterator[bytes | int | MissingObject]:
+        """The answers to one command of `cat-file --batch-command` about each object."""
+        while oids:
+            if self._blobs is None:
+                self._blobs = self._start("cat-file", "--batch-command", "--buffer")
+            into, out = _pipe(self._blobs.stdin), _pipe(self._blobs.stdout)
+            with contextlib.suppress(BrokenPipeError):
+                into.write("".join(f"{what} {oid}\n" for oid in oids).encode() + b"flush\n")
+                into.flush()
+            done = 0
+            try:
+                for oid in oids:
+                    answer = self._answer(oid, out, what)
+                    if answer is None:
+                        break
+                    done += 1
+                    yield answer
+            finally:
+                if done < len(oids):  # it died, or nobody listens any more: what it still says is for nobody
+                    failed, self._blobs = self._blobs, None
+                    error = self._failed(failed, f"read {oids[done]}")
+            if done < len(oids):
+                yield MissingObject(error.what, remedy=error.remedy)
+                done += 1
+            oids = oids[done:]
+
+    def _answer(self, oid: str, out: IO[bytes], what: str) -> bytes | int | MissingObject | None:
+        """One answer of `cat-file`: a size, the bytes, or that it is not there; None when it gives none."""
         header = out.readline().split()
+        if header[1:] == [b"missing"]:
+            return MissingObject(f"{oid} is missing in {self.path}", remedy="clone it again without --filter")
         if len(header) != 3:
-            if header[1:] == [b"missing"]:
-                raise MissingObject(f"{oid} is missing in {self.path}", remedy="clone it again without --filter")
-            failed, self._blobs = self._blobs, None
-            raise self._failed(failed, f"read {oid}")
+            return None
         size = int(header[2])
-        if size <= limit:
-            return out.read(size + 1)[:-1]
-        for start in range(0, size + 1, 1 << 20):
-            out.read(min(1 << 20, size + 1 - start))
-        return size
+        if what == "info":
+            return size
+        data = out.read(size + 1)
+        return data[:-1] if len(data) == size + 1 else None
 
     def diff(self, old: str, new: str) -> bytes:
-        """The unified diff of two commits: three lines of context, renames found, full blob ids, paths unquoted.
+        """The unified diff of two commits: three lines of context, renames found, full blob ids, paths unquoted."""
+        (found,) = self.diffs([(old, new)])
+        if isinstance(found, MissingObject):
+            raise found
+        return found
 
-        Git answers a line that names no object by repeating it, at once: that is how the end of a diff is known.
-        """
+    def diffs(self, pairs: Sequence[tuple[str, str]]) -> Iterator[bytes | MissingObject]:
+        """For each (old, new), in order, what `diff` gives, or its error; a few are asked for ahead."""
+        pairs = list(pairs)
+        while pairs:
+            done = 0
+            try:
+                for found in self._compare(pairs[:_DIFFS_AHEAD]):
+                    done += 1
+                    yield found
+                    if isinstance(found, MissingObject):
+                        break
+            finally:
+                if done < min(len(pairs), _DIFFS_AHEAD) and self._diffs is not None:
+                    ended, self._diffs = self._diffs, None
+                    _stop(ended)
+            pairs = pairs[done:]
+
+    def _compare(self, pairs: Sequence[tuple[str, str]]) -> Iterator[bytes | MissingObject]:
+        """Git answers a line that names no object by repeating it, at once: that is how the end of a diff is known."""
         if self._diffs is None:
-            flags = ["--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/", "-M"]
-            self._diffs = self._start(
-                *("-c", "core.quotePath=false", "diff-tree", "--stdin", "--no-commit-id", "-r", "-p", "--full-index"),
-                *flags,
-            )
+            self._diffs = self._start("-c", "core.quotePath=false", "diff-tree", *_DIFF)
         into, out = _pipe(self._diffs.stdin), _pipe(self._diffs.stdout)
-        lines = []
         with contextlib.suppress(BrokenPipeError):
-            into.write(f"{new} {old}\nend\n".encode())
+            into.write("".join(f"{new} {old}\nend\n" for old, new in pairs).encode())
             into.flush()
-        while (line := out.readline()) != b"end\n":
-            if not line:
-                failed, self._diffs = self._diffs, None
-                raise self._failed(failed, f"compare {old} and {new}")
-            lines.append(line)
-        return b"".join(lines)
+        for old, new in pairs:
+            lines = []
+            while (line := out.readline()) != b"end\n":
+                if not line:
+                    failed, self._diffs = self._diffs, None
+                    error = self._failed(failed, f"compare {old} and {new}")
+                    yield MissingObject(error.what, remedy=error.remedy)
+                    return
+                lines.append(line)
+            yield b"".join(lines)
+
+    def tree(self, commit: str) -> Iterator[TreeEntry]:
+        """Every file, link and submodule of a commit, by path; MissingObject when a tree is not there."""
+        process = self._start("ls-tree", "-r", "-l", "-z", "--full-tree", commit)
+        yield from tree_entries(_pipe(process.stdout))
+        if process.wait():
+            raise self._failed(process, f"list {commit}")
 
 
-def _commits(stream: IO[bytes]) -> Iterator[Commit]:
-    """Fields end with NUL: id, parents, time, message, then for each change its description and its path."""
-    fields = _fields(stream)
-    head: list[bytes] | None = None
-    changes: list[Change] = []
-    for token in fields:
-        if token.startswith(b"\x01"):
-            if head:
-                yield _commit(head, changes)
-            head, changes = [token[1:], next(fields), next(fields), next(fields)], []
-        else:
-            old_mode, new_mode, old, new, _ = token.lstrip(b"\n:").decode().split(" ")
-            changes.append(Change(next(fields), old_mode, new_mode, old, new))
-    if head:
-        yield _commit(head, changes)
-
-
-def _commit(head: list[bytes], changes: list[Change]) -> Commit:
-    name, parents, time, message = (part.decode(errors="replace") for part in head)
-    return Commit(name, tuple(parents.split()), int(time), message.strip(), tuple(changes))
-
-
-def _fields(stream: IO[bytes]) -> Iterator[bytes]:
-    rest = b""
-    while chunk := stream.read(1 << 16):
-        *whole, rest = (rest + chunk).split(b"\0")
-        yield from whole
+def _readable(size: bytes | int | MissingObject, limit: int) -> bool:
+    return isinstance(size, int) and size <= limit
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property, lru_cache
 from importlib.resources import files
 from math import log
 from typing import Any
@@ -15,14 +15,62 @@ from typing import Any
 from iqc.syntax.languages import languages
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FileChange:
-    """One path of a change: its texts (None: no such side, or binary) and the new side's language."""
+    """One path of a change: its texts (None: no such side, or binary) and the new side's language.
+
+    What is measured of it is kept, because a change is judged again as a part of every larger one.
+    """
 
     path: str
     old: str | None
     new: str | None
     lang: str | None
+
+    @cached_property
+    def differing(self) -> tuple[str, str]:
+        """Both texts less the whole lines that both begin with, and then those that both end with."""
+        old, new = self.old or "", self.new or ""
+        head = old.rfind("\n", 0, _alike(old, new)) + 1
+        old, new = old[head:], new[head:]
+        tail = old[len(old) - _alike(old, new, from_end=True) :]
+        whole = len(tail) - (tail.find("\n") + 1) if "\n" in tail else 0
+        return old[: len(old) - whole], new[: len(new) - whole]
+
+    @cached_property
+    def lines(self) -> Counter[str]:
+        """How often each line was added, less how often it was deleted."""
+        old, new = self.differing
+        found = Counter(new.splitlines())
+        found.subtract(old.splitlines())
+        return found
+
+    @cached_property
+    def reformatted(self) -> bool:
+        """Both sides exist and are the same but for white space."""
+        old, new = self.differing
+        return self.old is not None and self.new is not None and old.split() == new.split()
+
+    @cached_property
+    def generated(self) -> bool:
+        """By its name, by what it says of itself, or a binary file: nobody typed it."""
+        text = self.new if self.new is not None else self.old
+        if text is None or _pattern("generated_path").search(self.path):
+            return True
+        return bool(_pattern("generated_text").search(text[:1000]))
+
+
+def _alike(one: str, other: str, from_end: bool = False) -> int:
+    """How many characters two texts begin, or end, with alike: halves are compared, which is a matter of memory."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if from_end:
+            same = one[len(one) - middle : len(one) - low] == other[len(other) - middle : len(other) - low]
+        else:
+            same = one[low:middle] == other[low:middle]
+        low, high = (middle, high) if same else (low, middle - 1)
+    return low
 
 
 @cache
@@ -65,40 +113,21 @@ def reject_paths(paths: list[str]) -> str | None:
 def reject_texts(changes: list[FileChange]) -> str | None:
     """The rule that a change breaks by what its texts are: generated, or the same but for white space."""
     ours = [change for change in changes if not _pattern("lock").search(change.path)]
-    if all(_generated(change) for change in ours):
+    if all(change.generated for change in ours):
         return "generated"
-    if all(
-        change.old is not None and change.new is not None and change.old.split() == change.new.split()
-        for change in ours
-    ):
+    if all(change.reformatted for change in ours):
         return "formatting"
     return None
 
 
-def _generated(change: FileChange) -> bool:
-    text = change.new if change.new is not None else change.old
-    if text is None:
-        return True  # a binary file: nobody typed it
-    return bool(_pattern("generated_path").search(change.path) or _pattern("generated_text").search(text[:1000]))
-
-
 def changed_lines(changes: list[FileChange]) -> int:
     """Lines added and lines deleted, as bags over the whole change: a line or a file that moves is neither."""
-    before, after = Counter[str](), Counter[str]()
+    if len(changes) == 1:
+        return sum(map(abs, changes[0].lines.values()))
+    total = Counter[str]()
     for change in changes:
-        old, new = (change.old or "").splitlines(), (change.new or "").splitlines()
-        # What both sides begin and end with takes no part in the difference, and is nearly all of most files.
-        head = _common(old, new)
-        old, new = old[head:], new[head:]
-        tail = _common(old[::-1], new[::-1])
-        before.update(old[: len(old) - tail])
-        after.update(new[: len(new) - tail])
-    return (after - before).total() + (before - after).total()
-
-
-def _common(one: list[str], other: list[str]) -> int:
-    """How many items two lists begin with alike."""
-    return next((k for k, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
+        total.update(change.lines)
+    return sum(map(abs, total.values()))
 
 
 def score(changes: list[FileChange], messages: list[str]) -> tuple[float, dict[str, float]]:
@@ -134,6 +163,7 @@ def _size(lines: int) -> float:
     return 1.0
 
 
+@lru_cache(maxsize=1024)
 def _message(message: str) -> float:
     """Share of kept rules: length, words, a capital first letter, and nothing that says the commit is not a whole."""
     rules = table()["message"]

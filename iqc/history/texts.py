@@ -24,6 +24,9 @@ _CACHED = (
 )
 
 
+_Text = tuple[str | None, str | None]
+
+
 class Rejected(Exception):
     """A rule drops what was asked for, with the value that it measured and its threshold."""
 
@@ -33,7 +36,7 @@ class Rejected(Exception):
 
 
 class Texts:
-    """The files of one repository as entries.
+    """The files of one repository as entries. What was read last is kept, `_CACHED` characters of it.
 
     max_bytes   size of a file; a larger one is `file_bytes`, and is not read
     encodings   tried in order, strictly, on a file that declares none
@@ -41,32 +44,43 @@ class Texts:
 
     def __init__(self, repository: Repository, max_bytes: int, encodings: Sequence[str] = ("utf-8",)):
         self.repository, self.max_bytes, self.encodings = repository, max_bytes, tuple(encodings)
-        self._cache: OrderedDict[str, tuple[str | None, str | None]] = OrderedDict()
+        self._cache: OrderedDict[str, _Text | Rejected] = OrderedDict()
         self._cached = 0
 
     def entry(self, path: str, mode: str, oid: str) -> Record:
         """The entry of a blob; Rejected by `file_bytes`, `encoding` or `missing_object`."""
-        text, encoding = self._read(path, oid)
+        text, encoding = self.read(oid)
         return {"path": path, "text": text, "lang": language_of(path, text), "mode": mode, "encoding": encoding}
 
-    def _read(self, path: str, oid: str) -> tuple[str | None, str | None]:
-        if oid in self._cache:
-            self._cache.move_to_end(oid)
-            return self._cache[oid]
-        try:
-            data = self.repository.blob(oid, self.max_bytes)
-        except MissingObject as error:
-            raise Rejected("missing_object", error.what) from None
-        if isinstance(data, int):
-            raise Rejected("file_bytes", data, self.max_bytes)
-        found = (None, None) if b"\0" in data[:_BINARY_PREFIX] else self._decode(path, data)
-        self._cache[oid] = found
-        self._cached += len(found[0] or "")
-        while self._cached > _CACHED:
-            self._cached -= len(self._cache.popitem(last=False)[1][0] or "")
+    def read(self, oid: str) -> _Text:
+        """Text and encoding of a blob, both None when it is binary; Rejected as `entry`."""
+        if oid not in self._cache:
+            self.prefetch([oid])
+        found = self._cache[oid]
+        if isinstance(found, Rejected):
+            raise found.with_traceback(None)
+        self._cache.move_to_end(oid)
         return found
 
-    def _decode(self, path: str, data: bytes) -> tuple[str, str]:
+    def prefetch(self, oids: Iterable[str]) -> None:
+        """Read the blobs that are soon asked for in one go: much faster than one at a time."""
+        wanted = [oid for oid in dict.fromkeys(oids) if oid not in self._cache]
+        for oid, data in zip(wanted, self.repository.blobs(wanted, self.max_bytes)):
+            found = self._cache[oid] = self._text(oid, data)
+            self._cached += _size(found)
+            while self._cached > _CACHED and len(self._cache) > 1:
+                self._cached -= _size(self._cache.popitem(last=False)[1])
+
+    def _text(self, oid: str, data: bytes | int | MissingObject) -> _Text | Rejected:
+        if isinstance(data, MissingObject):
+            return Rejected("missing_object", data.what)
+        if isinstance(data, int):
+            return Rejected("file_bytes", data, self.max_bytes)
+        if b"\0" in data[:_BINARY_PREFIX]:
+            return None, None
+        return self._decode(oid, data)
+
+    def _decode(self, oid: str, data: bytes) -> _Text | Rejected:
         """Text and encoding: what the file declares in its first two lines, else the first that is wholly right."""
         declared = _DECLARED.search(b"\n".join(data[:1000].split(b"\n", 2)[:2]))
         said = [next(filter(None, declared.groups())).decode()] if declared else []
@@ -78,7 +92,11 @@ class Texts:
                     return text, encoding
             except (LookupError, ValueError):
                 continue
-        raise Rejected("encoding", path, ", ".join([*said, *self.encodings]))
+        return Rejected("encoding", oid, ", ".join([*said, *self.encodings]))
+
+
+def _size(found: _Text | Rejected) -> int:
+    return 0 if isinstance(found, Rejected) else len(found[0] or "")
 
 
 @cache
@@ -88,17 +106,21 @@ def _superset_of_ascii(encoding: str) -> bool:
     return plain.decode(encoding, errors="replace") == plain.decode("ascii")
 
 
-def verified_patch(raw: bytes, old: Sequence[Record], new: Sequence[Record]) -> tuple[str, str]:
+def verified_patch(
+    raw: bytes, old: Sequence[Record], new: Sequence[Record], context: Sequence[Record] = ()
+) -> tuple[str, str]:
     """A diff of two commits (`Repository.diff`) as text without its binary files, and the encoding of that text.
 
-    It was applied to the entries `old` and gave `new`; encoded again, it is what `git apply` takes for the files'
-    bytes. Both must hold every file that it touches, and may hold others. Rejected by `encodings` or `patch`.
+    Applied to the entries `old` and `context` it gave `new` and `context`; encoded again, it is what `git apply` takes
+    for the files' bytes. `old` and `new` are the files that the diff touches. Rejected by `encodings` or `patch`.
     """
     encoding = _common_encoding([*old, *new])
     binary = {file["path"] for side in (old, new) for file in side if file["text"] is None}
     try:
-        patch = without(_text_patch(raw, encoding), binary)
-        if apply_patch(_state(old, binary), patch) != _state(new, binary):
+        patch = _text_patch(raw, encoding)
+        if binary:
+            patch = without(patch, binary)
+        if apply_patch(_state([*old, *context], binary), patch) != _state([*new, *context], binary):
             raise PatchError("the patch gives another state")
     except UnicodeError:
         raise Rejected("encodings", encoding) from None
@@ -128,6 +150,8 @@ def _text_patch(raw: bytes, encoding: str) -> str:
     def whole(match: re.Match[bytes]) -> bytes:
         return match[1] + match[2].decode(encoding, errors="ignore").encode(encoding)
 
+    if raw.isascii():
+        return raw.decode("ascii")
     data = re.sub(rb"^(@@ -\S+ \+\S+ @@)(.*)$", whole, raw, flags=re.MULTILINE)
     patch = data.decode(encoding)
     if patch.encode(encoding) != data:

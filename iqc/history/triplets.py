@@ -3,24 +3,31 @@
 R_old is drawn from the commits between the 40th and the 80th percentile of the project's life, by rank on the
 first-parent line: the project has its shape and is still being built (IQuest-Coder-V1 report, section 3.1). R_new is
 the best of the next commits by the score of `score.py`, so P may span several commits. Both states hold the touched
-files; a binary file among them has `text: null` and no part in the patch.
+files and what `states.py` adds to them; a binary file has `text: null` and no part in the patch.
 
 Every patch is applied to R_old before a triplet leaves, and must give R_new to the byte.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from math import ceil, floor
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from os import PathLike
 from pathlib import Path
+from random import Random
 
 from iqc.errors import IqcError, UsageError
-from iqc.history.git import SUBMODULE, Change, Commit, MissingObject, Repository
+from iqc.history.git import MissingObject, Repository
+from iqc.history.life import Line, Section, cut, line_of
+from iqc.history.log import SUBMODULE, Change, Commit
 from iqc.history.score import FileChange, reject_message, reject_paths, reject_texts, score
+from iqc.history.states import Context, ContextOptions
 from iqc.history.texts import Rejected, Texts, verified_patch
 from iqc.streams.stage import Dropped, Record, rng
+from iqc.syntax.languages import language_of
 
 _ABSENT = "000000"
+_STRETCHES = 64  # in a section: what one worker does at a time, and holds the records of
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +36,26 @@ class Options:
 
     name            the repository's name in records; its directory's name when empty
     window          percentiles, as shares, between which R_old lies
+    by              what a percentile counts: commits (`rank`) or seconds (`time`)
     density         triplets wanted for 100 commits of the first-parent line; at least one is looked for
     horizon         commits after R_old among which R_new is searched
     min_score       a best end below this is not taken
     max_files       files that a change may touch
     max_file_bytes  size of a touched file, on either side
     encodings       tried in order, strictly, on a file that declares none
+    context         the files of the states beside those that are touched
     """
 
     name: str = ""
     window: tuple[float, float] = (0.4, 0.8)
+    by: str = "rank"
     density: float = 2.0
     horizon: int = 8
     min_score: float = 0.5
     max_files: int = 30
     max_file_bytes: int = 500_000
     encodings: tuple[str, ...] = ("utf-8",)
+    context: ContextOptions = field(default_factory=ContextOptions)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -55,148 +66,218 @@ class Options:
                 f"horizon {self.horizon}, density {self.density}",
                 remedy="give a horizon of 1 or more, a density above 0",
             )
+        if self.by not in ("rank", "time"):
+            raise UsageError(f"percentiles by {self.by}", remedy="take them by rank or by time")
 
 
-@dataclass(slots=True)
-class _Candidate:
-    end: Commit
-    score: float
-    parts: dict[str, float]
-    old: list[Record]
-    new: list[Record]
-    messages: list[str]
+def sections(repository: Repository, options: Options) -> Iterator[Section]:
+    """The parts of a repository that are mined alone: no triplet reaches from one into the next.
+
+    IqcError by name: fewer than three commits on the first-parent line.
+    """
+    line = line_of(repository, options.window, options.by)
+    if line.commits < 3:
+        count = "one commit" if line.commits == 1 else f"{line.commits} commits"
+        raise IqcError(
+            f"{repository.path} has {count}: no evolution to learn from", remedy="give a repository with 3 or more"
+        )
+    stretches = _stretches(line, options)
+    starts = [_bound(line, stretches, k) for k in range(0, stretches, _STRETCHES)]
+    stops = [*starts[1:], min(line.last + options.horizon, line.commits - 1)]
+    yield from cut(repository, line, zip(starts, stops))
 
 
-def triplets(path: str | PathLike[str], options: Options = Options()) -> Iterator[Record | Dropped]:
-    """The triplets of one repository, oldest first, without overlap, with the rejected candidates between them.
+def _stretches(line: Line, options: Options) -> int:
+    """The window is cut into as many stretches as triplets are wanted; a start is drawn in each, uniformly."""
+    places = line.last - line.first + 1
+    return min(max(1, round(options.density * line.commits / 100)), places) if places > 0 else 0
+
+
+def _bound(line: Line, stretches: int, k: int) -> int:
+    """The rank at which stretch `k` begins."""
+    return line.first + (line.last - line.first + 1) * k // stretches
+
+
+def triplets(
+    path: str | PathLike[str], options: Options = Options(), section: Section | None = None
+) -> Iterator[Record | Dropped]:
+    """The triplets of one repository, or of a section of it: oldest first, without overlap, with every other end.
 
     IqcError by name: not a repository, no commits, shallow, fewer than three commits on the first-parent line.
     """
     with Repository(path) as repository:
-        line = repository.first_parents()
-        if len(line) < 3:
-            count = "one commit" if len(line) == 1 else f"{len(line)} commits"
-            raise IqcError(f"{path} has {count}: no evolution to learn from", remedy="give a repository with 3 or more")
-        yield from _Miner(repository, line, options).mine()
+        for part in [section] if section else sections(repository, options):
+            yield from _Miner(repository, part, options).mine()
+
+
+@dataclass(slots=True)
+class _End:
+    """A commit that may be R_new: `taken` commits after R_old, with the change from there."""
+
+    commit: Commit
+    taken: int
+    changes: list[Change]
+    messages: list[str]
+    score: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Miner:
     repository: Repository
-    line: list[str]
+    section: Section
     options: Options
     name: str = ""
     texts: Texts = field(init=False)
+    context: Context = field(init=False)
 
     def __post_init__(self) -> None:
         self.name = self.options.name or Path(self.repository.path).resolve().name.removesuffix(".git")
         self.texts = Texts(self.repository, self.options.max_file_bytes, self.options.encodings)
+        self.context = Context(self.repository, self.texts, self.options.context)
 
     def mine(self) -> Iterator[Record | Dropped]:
-        """The window is cut into as many stretches as triplets are wanted; a start is drawn in each, uniformly."""
-        life = len(self.line) - 1
-        first, last = ceil(self.options.window[0] * life), min(floor(self.options.window[1] * life), life - 1)
-        if first > last:
-            return
-        wanted = max(1, min(round(self.options.density * len(self.line) / 100), last - first + 1))
-        draw = rng(self.options.seed, "triplets", self.name)
-        commits = list(self.repository.log(self.line[first], self.line[min(last + self.options.horizon, life)]))
-        free = first  # a triplet may start where the one before it ended
-        for k in range(wanted):
-            low = first + (last - first + 1) * k // wanted
-            high = first + (last - first + 1) * (k + 1) // wanted - 1
-            start = draw.randint(low, high)  # drawn in any case, so that a stretch does not depend on the others
-            start = max(start, free)
+        """Of the section's commits, only those from a start on to the horizon are held."""
+        commits = self.repository.log(self.section.last, self.section.count)
+        held: deque[Commit] = deque()
+        rank = free = self.section.start  # rank: of held[0]; free: a triplet may start where the last one ended
+        for low, high, draw in self._starts():
+            start = max(free, draw.randint(low, high))
             if start > high:
                 continue
-            best = None
-            for item in self._ends(start, commits[start - first : start - first + self.options.horizon]):
+            while rank < start:
+                held.popleft() if held else next(commits)
+                rank += 1
+            held.extend(islice(commits, self.options.horizon + 1 - len(held)))
+            ends = []
+            for item in self._ends(held):
                 if isinstance(item, Dropped):
                     yield item
-                elif best is None or item.score > best.score:
-                    best = item
-            if best is None:
-                continue
-            try:
-                yield self._triplet(start, best)
-                free = self.line.index(best.end.id, start)
-            except Rejected as rejected:
-                yield self._dropped(start, best.end, rejected)
+                else:
+                    ends.append(item)
+            best = None
+            for end in sorted(ends, key=lambda end: -end.score):  # of equals the first
+                if best is not None:
+                    yield self._dropped(held[0], end.commit, Rejected("not_best", end.score, best.score), end.parts)
+                    continue
+                try:
+                    yield self._triplet(held[0], self.section.line.percentile(start, held[0].time), end)
+                    best, free = end, start + end.taken
+                except Rejected as rejected:
+                    yield self._dropped(held[0], end.commit, rejected, end.parts)
 
-    def _ends(self, start: int, following: list[Commit]) -> Iterator[_Candidate | Dropped]:
-        """The next commits as ends: the change from `start` to each is the sum of the commits' changes up to it."""
+    def _starts(self) -> Iterator[tuple[int, int, Random]]:
+        """The stretches of the section, as first and last rank, each with its own generator."""
+        line, section = self.section.line, self.section
+        stretches = _stretches(line, self.options)
+        k = -(-(section.start - line.first) * stretches // (line.last - line.first + 1))
+        while k < stretches and (low := _bound(line, stretches, k)) < section.start + section.count - 1:
+            k += 1
+            yield low, _bound(line, stretches, k) - 1, rng(self.options.seed, "triplets", f"{self.name}#{k}")
+
+    def _ends(self, held: Sequence[Commit]) -> Iterator[_End | Dropped]:
+        """The commits behind the first as ends: the change to each is the sum of the changes up to it."""
+        start, *following = held
         total: dict[bytes, Change] = {}
-        for k, commit in enumerate(following):
-            for change in commit.changes:
-                before = total.pop(change.path, change)
-                if (before.old_mode, before.old) != (change.new_mode, change.new):
-                    total[change.path] = Change(change.path, before.old_mode, change.new_mode, before.old, change.new)
+        ends = []
+        for k, commit in enumerate(following, start=1):
             try:
-                changes = [total[path] for path in sorted(total)]
-                yield self._candidate(commit, changes, [item.message for item in following[: k + 1]])
+                if commit.damage:
+                    raise Rejected("damaged", commit.damage)
+                for change in commit.changes:
+                    before = total.pop(change.path, change)
+                    if (before.old_mode, before.old) != (change.new_mode, change.new):
+                        total[change.path] = replace(change, old_mode=before.old_mode, old=before.old)
+                end = _End(commit, k, self._changes(commit, total), [item.message for item in following[:k]])
+                ends.append(end)
             except Rejected as rejected:
                 yield self._dropped(start, commit, rejected)
+                if commit.damage:
+                    break
+        self.texts.prefetch(oid for end in ends for change in end.changes for oid in _blobs(change))
+        judged: dict[Change, FileChange] = {}
+        for end in ends:
+            try:
+                self._judge(end, judged)
+                yield end
+            except Rejected as rejected:
+                yield self._dropped(start, end.commit, rejected, end.parts)
 
-    def _candidate(self, end: Commit, changes: list[Change], messages: list[str]) -> _Candidate:
+    def _changes(self, end: Commit, total: dict[bytes, Change]) -> list[Change]:
+        """The changes in the order of their paths; what their texts need not be read for is rejected here."""
         if rule := reject_message(end.message, merge=len(end.parents) > 1):
             raise Rejected(rule, end.message.partition("\n")[0])
-        if len(changes) > self.options.max_files:
-            raise Rejected("files", len(changes), self.options.max_files)
-        if any(SUBMODULE in (change.old_mode, change.new_mode) for change in changes):
+        if len(total) > self.options.max_files:
+            raise Rejected("files", len(total), self.options.max_files)
+        if any(SUBMODULE in (change.old_mode, change.new_mode) for change in total.values()):
             raise Rejected("submodule")
         try:
-            paths = [change.path.decode() for change in changes]
+            paths = [path.decode() for path in sorted(total)]
         except UnicodeDecodeError as error:
             raise Rejected("path_encoding", repr(error.object)) from None
         if rule := reject_paths(paths):
             raise Rejected(rule, len(paths))
-        old = [self.texts.entry(p, c.old_mode, c.old) for p, c in zip(paths, changes) if c.old_mode != _ABSENT]
-        new = [self.texts.entry(p, c.new_mode, c.new) for p, c in zip(paths, changes) if c.new_mode != _ABSENT]
-        before, after = {file["path"]: file for file in old}, {file["path"]: file for file in new}
-        judged = []
-        for path in paths:
-            was, now = before.get(path), after.get(path)
-            lang = (now or was or {})["lang"]
-            judged.append(FileChange(path, was["text"] if was else None, now["text"] if now else None, lang))
-        if rule := reject_texts(judged):
-            raise Rejected(rule, len(paths))
-        value, parts = score(judged, messages)
-        if value < self.options.min_score:
-            raise Rejected("score", value, self.options.min_score)
-        return _Candidate(end, value, parts, old, new, messages)
+        return [total[path] for path in sorted(total)]
 
-    def _triplet(self, start: int, best: _Candidate) -> Record:
-        old, new = self.line[start], best.end.id
+    def _judge(self, end: _End, judged: dict[Change, FileChange]) -> None:
+        for change in end.changes:
+            if change not in judged:
+                path = change.path.decode()
+                old = self.texts.read(change.old)[0] if change.old_mode != _ABSENT else None
+                new = self.texts.read(change.new)[0] if change.new_mode != _ABSENT else None
+                lang = language_of(path, new if change.new_mode != _ABSENT else old)
+                judged[change] = FileChange(path, old, new, lang)
+        files = [judged[change] for change in end.changes]
+        if rule := reject_texts(files):
+            raise Rejected(rule, len(files))
+        end.score, end.parts = score(files, end.messages)
+        if end.score < self.options.min_score:
+            raise Rejected("score", end.score, self.options.min_score)
+
+    def _triplet(self, start: Commit, percentile: float, end: _End) -> Record:
+        old = [self.texts.entry(c.path.decode(), c.old_mode, c.old) for c in end.changes if c.old_mode != _ABSENT]
+        new = [self.texts.entry(c.path.decode(), c.new_mode, c.new) for c in end.changes if c.new_mode != _ABSENT]
+        context = self.context.of(start.id, end.changes, old, new)
         try:
-            raw = self.repository.diff(old, new)
+            raw = self.repository.diff(start.id, end.commit.id)
         except MissingObject as error:
             raise Rejected("missing_object", error.what) from None
-        patch, encoding = verified_patch(raw, best.old, best.new)
-        binary = {file["path"] for file in best.old + best.new if file["text"] is None}
+        patch, encoding = verified_patch(raw, old, new, context)
         return {
-            "id": f"{self.name}@{old[:12]}..{new[:12]}",
+            "id": f"{self.name}@{start.id[:12]}..{end.commit.id[:12]}",
             "repo": self.name,
-            "old": {"commit": old, "files": best.old},
+            "old": {"commit": start.id, "files": old + context},
             "patch": patch,
-            "new": {"commit": new, "files": best.new},
-            "messages": best.messages,
+            "new": {"commit": end.commit.id, "files": new + context},
+            "messages": end.messages,
             "metadata": {
-                "percentile": round(start / (len(self.line) - 1), 4),
-                "commits": len(self.line),
-                "time": best.end.time,
+                "percentile": round(percentile, 4),
+                "commits": self.section.line.commits,
+                "time": end.commit.time,
+                "state": self.options.context.state,
+                "context_files": len(context),  # the last of both lists: the patch does not touch them
                 "patch_encoding": encoding,
-                "binaries": len(binary),
-                "score": best.score,
-                "score_parts": best.parts,
+                "binaries": len({file["path"] for file in old + new if file["text"] is None}),
+                "score": end.score,
+                "score_parts": end.parts,
             },
         }
 
-    def _dropped(self, start: int, end: Commit, rejected: Rejected) -> Dropped:
-        old = self.line[start]
+    def _dropped(
+        self, start: Commit, end: Commit, rejected: Rejected, parts: dict[str, float] | None = None
+    ) -> Dropped:
         record = {
-            "id": f"{self.name}@{old[:12]}..{end.id[:12]}",
+            "id": f"{self.name}@{start.id[:12]}..{end.id[:12]}",
             "repo": self.name,
-            "old": {"commit": old},
+            "old": {"commit": start.id},
             "new": {"commit": end.id},
+            "messages": [end.message],
         }
+        if parts:
+            record["score_parts"] = parts
         return Dropped(record, f"triplets.{rejected.rule}", rejected.value, rejected.threshold)
+
+
+def _blobs(change: Change) -> list[str]:
+    """The ids of the sides that exist."""
+    return [oid for mode, oid in ((change.old_mode, change.old), (change.new_mode, change.new)) if mode != _ABSENT]

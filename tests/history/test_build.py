@@ -68,7 +68,7 @@ def test_same_input_same_commits(files, tmp_path):
     two = build_history(tmp_path / "two", life(list(files), 60))
     assert one == two != build_history(tmp_path / "three", life(files, 60, seed=1))
     with Repository(tmp_path / "one") as repository:
-        commits = list(repository.log(None, one))
+        commits = list(repository.log(one))
     assert [commit.message for commit in commits] == [version.message.strip() for version in life(files, 60)]
     assert commits[1].time - commits[0].time == 86_400
 

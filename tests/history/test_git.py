@@ -21,14 +21,14 @@ def test_the_first_parent_line_with_merges(work):
     work.git("merge", "-q", "--no-ff", "-m", "Merge pull request #1", "side")
     merge = work.git("rev-parse", "HEAD").decode().strip()
     with Repository(work.place) as repository:
-        assert repository.first_parents() == [first, second, merge]
-        commits = list(repository.log(None, merge))
+        assert [oid for oid, _ in repository.line()] == [first, second, merge]
+        commits = list(repository.log(merge))
         assert [commit.id for commit in commits] == [first, second, merge]
         assert [commit.message for commit in commits] == ["first\n\nbody of it", "second", "Merge pull request #1"]
         assert commits[2].parents == (second, side)
         assert [change.path for change in commits[2].changes] == [b"side"]
         assert commits[0].time == 1_700_000_060
-        assert [commit.id for commit in repository.log(first, second)] == [second]
+        assert [commit.id for commit in repository.log(second, 1)] == [second]
         assert repository.blob(commits[1].changes[0].new, 10) == b"2"
 
 
@@ -38,7 +38,7 @@ def test_odd_paths_messages_and_empty_commits(work):
     work.commit("\x01 starts oddly\n\n:100644 looks like a change")
     work.commit("nothing changes")
     with Repository(work.place) as repository:
-        one, two = repository.log(None, repository.head)
+        one, two = repository.log(repository.head)
     assert {change.path for change in one.changes} == {b"sp ace/\ttab\n", b"latin\xe9"}
     assert one.message == "\x01 starts oddly\n\n:100644 looks like a change"
     assert (two.message, two.changes) == ("nothing changes", ())
@@ -49,7 +49,7 @@ def test_a_blob_above_the_limit_gives_its_size_and_the_next_is_read(work):
     work.write("small", b"\0\n\xff")
     work.commit("c")
     with Repository(work.place) as repository:
-        (commit,) = repository.log(None, repository.head)
+        (commit,) = repository.log(repository.head)
         oid = {change.path: change.new for change in commit.changes}
         assert repository.blob(oid[b"big"], 1000) == 3_000_000
         assert repository.blob(oid[b"small"], 1000) == b"\0\n\xff"
@@ -66,13 +66,13 @@ def test_bare_worktree_and_sha256(work, new_work, tmp_path):
     work.git("worktree", "add", "-q", str(tmp_path / "tree"), "-b", "other")
     for place in (tmp_path / "bare.git", tmp_path / "tree", str(work.place)):
         with Repository(place) as repository:
-            assert repository.first_parents() == [head]
+            assert [oid for oid, _ in repository.line()] == [head]
     other = new_work("other", object_format="sha256")
     other.write("a", "1")
     head = other.commit("c")
     with Repository(other.place) as repository:
-        assert len(head) == 64 and repository.first_parents() == [head]
-        (commit,) = repository.log(None, head)
+        assert len(head) == 64 and [oid for oid, _ in repository.line()] == [head]
+        (commit,) = repository.log(head)
         assert repository.blob(commit.changes[0].new, 9) == b"1"
 
 
@@ -106,7 +106,7 @@ def test_a_damaged_repository_is_an_error_by_name(work):
     tree = work.git("rev-parse", "HEAD:d").decode().strip()
     (work.place / ".git/objects" / tree[:2] / tree[2:]).unlink()
     with Repository(work.place) as repository, pytest.raises(MissingObject):
-        list(repository.log(None, repository.head))
+        list(repository.log(repository.head))
 
 
 def test_no_setting_of_the_repository_runs_a_program(work, tmp_path):
@@ -153,8 +153,8 @@ def test_no_setting_of_the_repository_runs_a_program(work, tmp_path):
         config += f"\t{name} = {value}\n"
     (work.place / ".git/config").write_text(config)
     with Repository(work.place) as repository:
-        assert repository.first_parents() == [old, new]
-        assert len(list(repository.log(None, new))) == 2
+        assert [oid for oid, _ in repository.line()] == [old, new]
+        assert len(list(repository.log(new))) == 2
         assert b"+x = 2" in repository.diff(old, new)
         assert repository.blob(blob, 100) == b"x = 2\n"
         (work.place / ".git/objects" / blob[:2] / blob[2:]).unlink()
@@ -178,7 +178,7 @@ def test_nothing_is_left_behind(work, tmp_path, monkeypatch):
     work.write("a", "1")
     head = work.commit("c")
     with Repository(work.place) as repository:
-        next(repository.log(None, head))  # left unread
+        next(repository.log(head))  # left unread
         assert list(scratch.iterdir())
     with pytest.raises(IqcError):
         Repository(tmp_path / "absent")

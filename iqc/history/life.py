@@ -1,0 +1,80 @@
+"""The life of a repository: its first-parent line, the window of it that is mined, and sections that are mined alone.
+
+A percentile of the life is a commit's rank among the first-parent commits, or its date between that of the first and
+that of the last. Dates are what committers' clocks said: one that is earlier than a date before it counts as that one,
+one that is later than the date of HEAD is passed over. The line is streamed each time it is asked for; it may be of any
+length.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import ceil, floor
+
+from iqc.errors import IqcError
+from iqc.history.git import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A first-parent line, and its window: the ranks `first` to `last`, from 0, both included; none when first > last.
+
+    Dates, in seconds since 1970, are only asked for where percentiles go by them.
+    """
+
+    commits: int
+    first: int
+    last: int
+    birth: int | None = None
+    death: int | None = None
+
+    def percentile(self, rank: int, time: int) -> float:
+        """The share of the life that was over at a commit, in [0, 1]."""
+        if self.birth is None or self.death is None:
+            return rank / (self.commits - 1) if self.commits > 1 else 0.0
+        return min(1.0, max(0.0, (time - self.birth) / (self.death - self.birth)))
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """`count` commits of a line that follow each other: from rank `start` to the one with the id `last`."""
+
+    line: Line
+    start: int
+    count: int
+    last: str
+
+
+def line_of(repository: Repository, window: tuple[float, float], by: str = "rank") -> Line:
+    """The first-parent line of HEAD with the window, two percentiles as shares, by `rank` or by `time`.
+
+    A commit that follows the window's last must exist. IqcError when all dates are one, by time.
+    """
+    commits = repository.count()
+    life = commits - 1
+    if by == "rank":
+        return Line(commits, ceil(window[0] * life), min(floor(window[1] * life), life - 1))
+    _, death = next(repository.line(newest_first=True))
+    birth = now = None
+    first, last = commits, -1
+    for rank, (_, time) in enumerate(repository.line()):
+        birth = time if birth is None else birth
+        now = time if now is None else max(now, time if time <= death else now)
+        if death <= birth:
+            raise IqcError(
+                f"{repository.path} ends at the date at which it began, or before: it has no percentiles by time",
+                remedy="take percentiles by rank",
+            )
+        if (now - birth) / (death - birth) < window[0]:
+            continue
+        first = min(first, rank)
+        if (now - birth) / (death - birth) <= window[1]:
+            last = rank
+    return Line(commits, first, min(last, life - 1), birth, death)
+
+
+def cut(repository: Repository, line: Line, ranges: Iterable[tuple[int, int]]) -> Iterator[Section]:
+    """The sections with these ranks, (from, to), both included; `to` must rise."""
+    ids = enumerate(repository.line())
+    for start, stop in ranges:
+        last = next(oid for rank, (oid, _) in ids if rank == stop)
+        yield Section(line, start, stop - start + 1, last)
