@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from heapq import nsmallest
 from math import log
+from typing import Generic, TypeVar
 
 K1 = 1.2  # how soon a repeated word stops counting
 B = 0.75  # how much long texts are held back
@@ -23,28 +24,32 @@ def words(text: str) -> list[str]:
     return [word.lower() for word in _WORD.findall(text)]
 
 
-class Index:
-    """Texts by key, as bags of words. Memory is one entry for each distinct word of each text."""
+Key = TypeVar("Key")
+
+
+class Index(Generic[Key]):
+    """Texts by key, as bags of words; keys are hashable and have an order. Memory is one entry for each distinct word
+    of each text."""
 
     def __init__(self) -> None:
-        self._postings: dict[str, dict[str, int]] = {}  # word -> key -> how often
-        self._sizes: dict[str, int] = {}  # key -> words in all
+        self._postings: dict[str, dict[Key, int]] = {}  # word -> key -> how often
+        self._sizes: dict[Key, int] = {}  # key -> words in all
         self._total = 0
 
     def __len__(self) -> int:
         return len(self._sizes)
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: Key) -> bool:
         return key in self._sizes
 
-    def add(self, key: str, counts: Mapping[str, int]) -> None:
+    def add(self, key: Key, counts: Mapping[str, int]) -> None:
         """A new text. ValueError when the key is taken."""
         if key in self._sizes:
             raise ValueError(f"{key!r} is indexed already")
         self._sizes[key] = 0
         self.change(key, counts, {})
 
-    def change(self, key: str, plus: Mapping[str, int], minus: Mapping[str, int]) -> None:
+    def change(self, key: Key, plus: Mapping[str, int], minus: Mapping[str, int]) -> None:
         """A text gains and loses words. KeyError when the key, or a word that it should lose, is not there."""
         size = self._sizes[key]
         for word, count in plus.items():
@@ -66,19 +71,35 @@ class Index:
         self._total += size - self._sizes[key]
         self._sizes[key] = size
 
-    def remove(self, key: str, counts: Mapping[str, int]) -> None:
+    def remove(self, key: Key, counts: Mapping[str, int]) -> None:
         """A text goes. `counts` is what it holds: the index has no list of words by text."""
         self.change(key, {}, counts)
         if self._sizes[key]:
             raise KeyError(f"{key!r} holds more words than these")
         del self._sizes[key]
 
-    def top(self, query: Iterable[str], k: int, skip: Container[str] = ()) -> list[tuple[str, float]]:
+    def discard(self, keys: Iterable[Key]) -> None:
+        """Texts go of which nobody knows what they hold: every word of the index is asked once."""
+        gone = set(keys)
+        if not gone:
+            return
+        emptied = []
+        for word, posting in self._postings.items():
+            for key in gone & posting.keys():
+                del posting[key]
+            if not posting:
+                emptied.append(word)
+        for word in emptied:
+            del self._postings[word]
+        for key in gone:
+            self._total -= self._sizes.pop(key)
+
+    def top(self, query: Iterable[str], k: int, skip: Container[Key] = ()) -> list[tuple[Key, float]]:
         """The `k` best texts that share a word with the query, best first, ties by key; repeated words count again."""
         if not self._sizes:
             return []
         mean = self._total / len(self._sizes) or 1.0
-        scores: dict[str, float] = {}
+        scores: dict[Key, float] = {}
         for word, times in sorted(Counter(query).items()):  # sorted: floats are added in one order
             posting = self._postings.get(word)
             if posting is None:

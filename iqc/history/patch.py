@@ -25,7 +25,7 @@ def apply_patch(files: Mapping[str, tuple[str, str]], patch: str) -> State:
     out: State = dict(files)
     removed, added = [], {}
     for section in _sections(patch):
-        old, new, mode, hunks = _headers(section)
+        old, new, mode, hunks = headers(section)
         if old is not None and old not in files:
             raise PatchError(f"the patch changes {old}, which is not there")
         before_mode, before = files[old] if old is not None else ("", "")
@@ -59,7 +59,7 @@ def _sections(patch: str) -> list[list[str]]:
     return sections
 
 
-def _headers(section: list[str]) -> tuple[str | None, str | None, str | None, list[str]]:
+def headers(section: list[str]) -> tuple[str | None, str | None, str | None, list[str]]:
     """Old path, new path (None: no such side), new mode if it is said, and the lines from the first hunk on."""
     old: str | None
     new: str | None
@@ -83,7 +83,7 @@ def _headers(section: list[str]) -> tuple[str | None, str | None, str | None, li
 
 def without(patch: str, paths: set[str]) -> str:
     """The patch less the parts that touch one of the paths."""
-    kept = (section for section in _sections(patch) if paths.isdisjoint(_headers(section)[:2]))
+    kept = (section for section in _sections(patch) if paths.isdisjoint(headers(section)[:2]))
     return "".join(line + "\n" for section in kept for line in section)
 
 

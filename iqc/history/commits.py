@@ -1,0 +1,294 @@
+"""Code-change prediction: a commit's message and what the repository was before it -> the files changed and the change.
+
+This is the commit data of Seed-Coder (arXiv 2506.03524, section 2.2.2): the context is the README, the directory tree
+and the five files that BM25 finds for the message, all at the parent commit. A record is a triplet of one commit of the
+first-parent line, where the merge of a pull request is one change, with a `context`:
+
+    {"readme": {"path", "text"} or null, "tree": [paths], "files": [{"path", "text", "lang"}]}
+
+The search sees the message and never the change. The files that the commit changes may be among those found, which is
+the default: they are as they were before it, and whoever searches the repository for the message meets them too. To
+leave them out (`changed="drop"`) would teach a model that what it is shown is never what changes. The record says which
+it was, and how many of the changed files were found.
+
+Commits are dropped by rule: those of `score.py` and the message rules of `triplets.toml`, the bots of `commits.toml`,
+and the limits of `Options`. Every patch is applied to the old files before a record leaves.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from itertools import islice
+from math import ceil, floor
+from os import PathLike
+from pathlib import Path
+
+from iqc.errors import UsageError
+from iqc.history.context import ABSENT, State
+from iqc.history.git import MissingObject, Repository
+from iqc.history.listing import Listing
+from iqc.history.log import SUBMODULE, Commit
+from iqc.history.score import FileChange, reject_message, reject_paths, reject_texts, subject_and_body, table
+from iqc.history.texts import Rejected, Texts, verified_patch
+from iqc.streams.stage import Dropped, Record
+
+_BATCH = 24  # commits whose files and diffs are asked of Git at once
+_TRAILER = re.compile(r"^[\w-]+-by: .*$|^merge pull request .*$|^change-id: .*$|https?://\S+", re.IGNORECASE | re.MULTILINE)
+_README = re.compile(r"readme(?:\.\w+)?", re.IGNORECASE)
+_INDEXED_BYTES = 200_000  # a larger file is hardly written by hand, and no search for a change needs it
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is mined.
+
+    name             the repository's name in records; its directory's name when empty
+    window           the commits that are taken, as shares of the line by rank
+    context          whether records have one
+    context_files    files that BM25 finds
+    changed          keep or drop: files that the commit changes, among those found
+    readme_chars     of the README, cut at a line's end; 0 leaves it out
+    file_chars       of each file found, cut at a line's end
+    tree_entries     of the directory tree; a larger one is cut by depth (listing.py)
+    max_files        files that a commit may change
+    max_file_bytes   size of a changed file, on either side
+    max_patch_bytes  size of the patch
+    encodings        tried in order, strictly, on a file that declares none
+    """
+
+    name: str = ""
+    window: tuple[float, float] = (0.0, 1.0)
+    context: bool = True
+    context_files: int = 5
+    changed: str = "keep"
+    readme_chars: int = 4_000
+    file_chars: int = 20_000
+    tree_entries: int = 500
+    max_files: int = 30
+    max_file_bytes: int = 500_000
+    max_patch_bytes: int = 100_000
+    encodings: tuple[str, ...] = ("utf-8",)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.window[0] < self.window[1] <= 1:
+            raise UsageError(f"the window of percentiles is {self.window}", remedy="give two rising shares from 0 to 1")
+        if self.changed not in ("keep", "drop"):
+            raise UsageError(f"changed files: {self.changed}", remedy="keep or drop")
+
+
+def commits(
+    path: str | PathLike[str],
+    options: Options = Options(),
+    states: dict[Path, State] | None = None,
+) -> Iterator[Record | Dropped]:
+    """The commits of one repository, oldest first: a record each, or the rule that dropped it.
+
+    `states` carries the index from one section of a repository to the next, when both are mined in one process.
+    IqcError by name: not a repository, no commits, shallow.
+    """
+    with Repository(path) as repository:
+        count = repository.count()
+        first, last = ceil(options.window[0] * (count - 1)), floor(options.window[1] * (count - 1))
+        (end, _) = next(islice(repository.line(), last, None))
+        yield from _Miner(repository, options, {} if states is None else states, first, count).mine(
+            repository.log(end, last - first + 1)
+        )
+
+
+@dataclass(slots=True)
+class _Miner:
+    repository: Repository
+    options: Options
+    states: dict[Path, State]
+    rank: int  # of the next commit on the line
+    count: int  # commits of the line
+    name: str = ""
+    texts: Texts = field(init=False)
+    state: State | None = None
+
+    def __post_init__(self) -> None:
+        self.name = self.options.name or Path(self.repository.path).resolve().name.removesuffix(".git")
+        self.texts = Texts(self.repository, self.options.max_file_bytes, self.options.encodings)
+        if self.options.context:
+            self.state = self.states.get(self.repository.path) or State(
+                self.repository, _INDEXED_BYTES, Listing(self.options.tree_entries)
+            )
+            self.state.repository = self.repository
+            self.states.clear()
+            self.states[self.repository.path] = self.state
+
+    def mine(self, line: Iterator[Commit]) -> Iterator[Record | Dropped]:
+        """In two passes over a few commits at a time: what each needs of Git is known before the first is made."""
+        while batch := list(islice(line, _BATCH)):
+            rejected = [self._judge(commit) for commit in batch]
+            self.texts.prefetch(
+                oid
+                for commit, rule in zip(batch, rejected)
+                if rule is None
+                for change in commit.changes
+                for mode, oid in ((change.old_mode, change.old), (change.new_mode, change.new))
+                if mode != ABSENT
+            )
+            # The index follows every commit; a record is made of those that are not rejected yet.
+            asked = [bool(c.parents) and (self.state or not rule) for c, rule in zip(batch, rejected)]
+            diffs = self.repository.diffs([(c.parents[0], c.id) for c, ask in zip(batch, asked) if ask])
+            for commit, rule, ask in zip(batch, rejected, asked):
+                diff = next(diffs) if ask else None
+                yield self._one(commit, rule, None if isinstance(diff, MissingObject) else diff)
+                self.rank += 1
+
+    def _one(self, commit: Commit, rejected: Rejected | None, diff: bytes | None) -> Record | Dropped:
+        parent = commit.parents[0] if commit.parents else ""
+        there = self.state is not None and self._arrive(parent)
+        try:
+            if rejected:
+                raise rejected
+            record = self._change(commit, diff)
+            if self.state is not None:
+                if not there:
+                    raise Rejected("missing_object", f"the tree of {parent}")
+                record["context"] = self._context(record)
+        except Rejected as error:
+            about = {"id": self._id(commit), "repo": self.name, "new": {"commit": commit.id}}
+            record = Dropped(about, f"commits.{error.rule}", error.value, error.threshold)
+        if there and not commit.damage:
+            self.state.advance(commit, diff)
+        return record
+
+    def _arrive(self, parent: str) -> bool:
+        """Whether the state is that of the parent; read from its tree when it is of another commit."""
+        if self.state.commit != parent:
+            try:
+                self.state.synchronise(parent)
+            except MissingObject:
+                return False
+        return True
+
+    def _judge(self, commit: Commit) -> Rejected | None:
+        """What speaks against a commit before any of its files is read."""
+        if commit.damage:
+            return Rejected("missing_object", commit.damage)
+        if not commit.parents:
+            return Rejected("root")
+        if _bot().search(commit.author):
+            return Rejected("bot", commit.author)
+        if rule := reject_message(commit.message, merge=len(commit.parents) > 1):
+            return Rejected(rule, commit.message.partition("\n")[0])
+        if rejected := _judge_subject(subject_and_body(commit.message)[0]):
+            return rejected
+        if len(commit.changes) > self.options.max_files:
+            return Rejected("files", len(commit.changes), self.options.max_files)
+        if any(SUBMODULE in (change.old_mode, change.new_mode) for change in commit.changes):
+            return Rejected("submodule")
+        try:
+            paths = [change.path.decode() for change in commit.changes]
+        except UnicodeDecodeError as error:
+            return Rejected("path_encoding", repr(error.object))
+        if rule := reject_paths(paths):
+            return Rejected(rule, len(paths))
+        return None
+
+    def _change(self, commit: Commit, diff: bytes | None) -> Record:
+        """The triplet of a commit; Rejected by what its files and its patch are."""
+        if diff is None:
+            raise Rejected("missing_object", f"the change of {commit.id}")
+        judged, old, new = [], [], []
+        for change in commit.changes:
+            path = change.path.decode()
+            was = now = None
+            if change.old_mode != ABSENT:
+                old.append(was := self.texts.entry(path, change.old_mode, change.old))
+            if change.new_mode != ABSENT:
+                new.append(now := self.texts.entry(path, change.new_mode, change.new))
+            lang = (now or was or {})["lang"]
+            judged.append(FileChange(path, was["text"] if was else None, now["text"] if now else None, lang))
+        if rule := reject_texts(judged):
+            raise Rejected(rule, len(judged))
+        if len(diff) > self.options.max_patch_bytes:
+            raise Rejected("patch_bytes", len(diff), self.options.max_patch_bytes)
+        patch, encoding = verified_patch(diff, old, new)
+        return {
+            "id": self._id(commit),
+            "repo": self.name,
+            "old": {"commit": commit.parents[0], "files": old},
+            "patch": patch,
+            "new": {"commit": commit.id, "files": new},
+            "messages": [commit.message],
+            "metadata": {
+                "percentile": round(self.rank / max(1, self.count - 1), 4),
+                "commits": self.count,
+                "time": commit.time,
+                "merge": len(commit.parents) > 1,
+                "patch_encoding": encoding,
+                "binaries": sum(one.old is None and one.new is None for one in judged),
+            },
+        }
+
+    def _id(self, commit: Commit) -> str:
+        return f"{self.name}@{commit.id[:12]}"
+
+    def _context(self, record: Record) -> Record:
+        """What there was before the change, and in the record's metadata what of the change was found in it."""
+        options, state = self.options, self.state
+        changed = [file["path"] for file in record["old"]["files"]]
+        at_top = [path for path, inner in state.listing.root.items() if inner is None and _README.fullmatch(path)]
+        readme = min(at_top, key=lambda path: (not path.lower().endswith(".md"), path), default="")
+        skip = [readme, *(changed if options.changed == "drop" else [])]
+        found = state.top(_query(record["messages"][0]), options.context_files, skip)
+        self.texts.prefetch(state.files[path].oid for path in [readme, *(file.path for file in found)] if path)
+        shown = [entry for file in found if (entry := self._shown(file.path, options.file_chars))]
+        record["metadata"] |= {
+            "context_changed": options.changed,
+            "changed_found": sum(file["path"] in changed for file in shown),
+            "changed_findable": sum(path in state.files and state.files[path].size is not None for path in changed),
+        }
+        about = self._shown(readme, options.readme_chars) if readme and options.readme_chars else None
+        return {
+            "readme": {"path": readme, "text": about["text"]} if about else None,
+            "tree": list(state.listing.entries()),
+            "files": shown,
+        }
+
+    def _shown(self, path: str, chars: int) -> Record | None:
+        """A file of the state, cut behind the last whole line; None when it cannot be read as text."""
+        file = self.state.files[path]
+        try:
+            entry = self.texts.entry(path, file.mode, file.oid)
+        except Rejected:
+            return None
+        text = entry["text"]
+        if text is None:
+            return None
+        if len(text) > chars:
+            text = text[: text.rfind("\n", 0, chars) + 1] or text[:chars]
+        return {"path": path, "text": text, "lang": entry["lang"]}
+
+
+def _judge_subject(subject: str) -> Rejected | None:
+    """The message rules of the table, which a score of triplets only weighs."""
+    rules = table()["message"]
+    for rule, value in (("subject_chars", len(subject)), ("subject_words", len(subject.split()))):
+        if not rules[rule][0] < value < rules[rule][1]:
+            return Rejected(rule, value, rules[rule])
+    if match := _bad().search(subject):
+        return Rejected("subject", subject, match[0])
+    return None
+
+
+def _query(message: str) -> str:
+    """What a message says of the change: without the lines that name people and other systems."""
+    return _TRAILER.sub("", message)
+
+
+@cache
+def _bad() -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{rule})" for rule in table()["message"]["bad"]), re.IGNORECASE)
+
+
+@cache
+def _bot() -> re.Pattern[str]:
+    rules = tomllib.loads((files("iqc.history") / "commits.toml").read_text(encoding="utf-8"))
+    return re.compile(rules["reject"]["bot"], re.IGNORECASE)
