@@ -29,6 +29,7 @@ from pathlib import Path
 from iqc.errors import UsageError
 from iqc.history.context import ABSENT, State
 from iqc.history.git import MissingObject, Repository
+from iqc.history.life import Line, Section, cut
 from iqc.history.listing import Listing
 from iqc.history.log import SUBMODULE, Commit
 from iqc.history.score import FileChange, reject_message, reject_paths, reject_texts, subject_and_body, table
@@ -82,32 +83,36 @@ class Options:
 def commits(
     path: str | PathLike[str],
     options: Options = Options(),
+    section: Section | None = None,
     states: dict[Path, State] | None = None,
 ) -> Iterator[Record | Dropped]:
-    """The commits of one repository, oldest first: a record each, or the rule that dropped it.
+    """The commits of one repository, or of a section of its line, oldest first: a record, or the rule that dropped it.
 
-    `states` carries the index from one section of a repository to the next, when both are mined in one process.
+    `states` carries the index from one section to the next when a process mines several: it holds the last state.
     IqcError by name: not a repository, no commits, shallow.
     """
     with Repository(path) as repository:
-        count = repository.count()
-        first, last = ceil(options.window[0] * (count - 1)), floor(options.window[1] * (count - 1))
-        (end, _) = next(islice(repository.line(), last, None))
-        yield from _Miner(repository, options, {} if states is None else states, first, count).mine(
-            repository.log(end, last - first + 1)
-        )
+        if section is None:
+            section = window(repository, options.window)
+        yield from _Miner(repository, options, section, {} if states is None else states).mine()
+
+
+def window(repository: Repository, shares: tuple[float, float]) -> Section:
+    """The commits of the first-parent line between two shares of it, by rank; both ends are included."""
+    count = repository.count()
+    line = Line(count, ceil(shares[0] * (count - 1)), floor(shares[1] * (count - 1)))
+    return next(cut(repository, line, [(line.first, max(line.first, line.last))]))
 
 
 @dataclass(slots=True)
 class _Miner:
     repository: Repository
     options: Options
+    section: Section
     states: dict[Path, State]
-    rank: int  # of the next commit on the line
-    count: int  # commits of the line
     name: str = ""
     texts: Texts = field(init=False)
-    state: State | None = None
+    state: State | None = None  # without context there is none
 
     def __post_init__(self) -> None:
         self.name = self.options.name or Path(self.repository.path).resolve().name.removesuffix(".git")
@@ -120,8 +125,10 @@ class _Miner:
             self.states.clear()
             self.states[self.repository.path] = self.state
 
-    def mine(self, line: Iterator[Commit]) -> Iterator[Record | Dropped]:
+    def mine(self) -> Iterator[Record | Dropped]:
         """In two passes over a few commits at a time: what each needs of Git is known before the first is made."""
+        line = self.repository.log(self.section.last, self.section.count)
+        rank = self.section.start
         while batch := list(islice(line, _BATCH)):
             rejected = [self._judge(commit) for commit in batch]
             self.texts.prefetch(
@@ -133,20 +140,20 @@ class _Miner:
                 if mode != ABSENT
             )
             # The index follows every commit; a record is made of those that are not rejected yet.
-            asked = [bool(c.parents) and (self.state or not rule) for c, rule in zip(batch, rejected)]
+            asked = [bool(c.parents and not c.damage and (self.state or not rule)) for c, rule in zip(batch, rejected)]
             diffs = self.repository.diffs([(c.parents[0], c.id) for c, ask in zip(batch, asked) if ask])
             for commit, rule, ask in zip(batch, rejected, asked):
                 diff = next(diffs) if ask else None
-                yield self._one(commit, rule, None if isinstance(diff, MissingObject) else diff)
-                self.rank += 1
+                yield self._one(rank, commit, rule, None if isinstance(diff, MissingObject) else diff)
+                rank += 1
 
-    def _one(self, commit: Commit, rejected: Rejected | None, diff: bytes | None) -> Record | Dropped:
+    def _one(self, rank: int, commit: Commit, rejected: Rejected | None, diff: bytes | None) -> Record | Dropped:
         parent = commit.parents[0] if commit.parents else ""
         there = self.state is not None and self._arrive(parent)
         try:
             if rejected:
                 raise rejected
-            record = self._change(commit, diff)
+            record = self._change(rank, commit, diff)
             if self.state is not None:
                 if not there:
                     raise Rejected("missing_object", f"the tree of {parent}")
@@ -191,7 +198,7 @@ class _Miner:
             return Rejected(rule, len(paths))
         return None
 
-    def _change(self, commit: Commit, diff: bytes | None) -> Record:
+    def _change(self, rank: int, commit: Commit, diff: bytes | None) -> Record:
         """The triplet of a commit; Rejected by what its files and its patch are."""
         if diff is None:
             raise Rejected("missing_object", f"the change of {commit.id}")
@@ -218,8 +225,8 @@ class _Miner:
             "new": {"commit": commit.id, "files": new},
             "messages": [commit.message],
             "metadata": {
-                "percentile": round(self.rank / max(1, self.count - 1), 4),
-                "commits": self.count,
+                "percentile": round(self.section.line.percentile(rank, commit.time), 4),
+                "commits": self.section.line.commits,
                 "time": commit.time,
                 "merge": len(commit.parents) > 1,
                 "patch_encoding": encoding,

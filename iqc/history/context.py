@@ -26,9 +26,9 @@ from iqc.history.score import table
 ABSENT = "000000"
 _REGULAR = ("100644", "100755")
 _BINARY_PREFIX = 8000  # bytes that Git looks at for a NUL (xdiff-interface.c, FIRST_FEW_BYTES)
-_REMOVED = re.compile(rb"^-(.*)$", re.MULTILINE)
-_ADDED = re.compile(rb"^\+(.*)$", re.MULTILINE)
-_NO_NEWLINE = re.compile(rb"^([-+]).*\n\\", re.MULTILINE)
+_REMOVED = re.compile(rb"\n-(.*)")
+_ADDED = re.compile(rb"\n\+(.*)")
+_NO_NEWLINE = re.compile(rb"\n([-+]).*(?=\n\\)")
 
 
 @dataclass(slots=True, eq=False)
@@ -94,26 +94,30 @@ class State:
         old = self.files.get(section.old) if section.old is not None else None
         if section.opaque or (section.old is not None and old is None):
             return [path for path in (section.old, section.new) if path is not None]
-        size = (old.size or 0 if old else 0) + section.growth
+        if old is not None and old.size is None:
+            return [] if section.new is None else [section.new]
         if section.new is None:
-            if old and old.size is not None:
-                self.index.remove(old, section.minus)
-                old.size = None
-        elif old is None:
-            if section.mode in _REGULAR and size <= self.max_bytes and wanted(section.new):
-                file = self.files.setdefault(section.new, File(section.new))
-                file.size = size
-                self.index.add(file, section.plus)
-        elif old.size is None or size > self.max_bytes or not wanted(section.new):
+            assert old is not None
+            self.index.remove(old, _count(section.removed()))
+            old.size = None
+            return []
+        if old is None and (section.mode not in _REGULAR or not wanted(section.new)):
+            return []
+        removed, added = section.removed(), section.added()
+        size = (old.size or 0 if old else 0) + len(added) - len(removed) + section.newlines()
+        if size > self.max_bytes or not wanted(section.new):
             return [section.new]
+        if old is None:
+            old = self.files.setdefault(section.new, File(section.new))
+            self.index.add(old, _count(added))
         else:
-            self.index.change(old, section.plus, section.minus)
-            old.size = size
-            if old.path != section.new:
-                del self.files[old.path]
-                self.listing.remove(old.path)
-                old.path = section.new
-                self.files[old.path] = old
+            self.index.change(old, _count(added), _count(removed))
+        old.size = size
+        if old.path != section.new:
+            del self.files[old.path]
+            self.listing.remove(old.path)
+            old.path = section.new
+            self.files[old.path] = old
         return []
 
     def _set(self, path: str, mode: str, oid: str) -> File:
@@ -157,31 +161,37 @@ def _unwanted() -> re.Pattern[str]:
 
 @dataclass(slots=True)
 class _Section:
-    """What a diff says of one file: its paths (None: no such side), the mode of a new file, the words of the lines that
-    go and come, by how many bytes the file grows. `opaque`: it is binary or a path is not UTF-8, so it says nothing."""
+    """What a diff says of one file: its paths (None: no such side), the mode of a new file, its hunks. `opaque`: it is
+    binary or a path is not UTF-8, so that it says nothing."""
 
     old: str | None
     new: str | None
     mode: str | None
     opaque: bool
-    minus: Counter[str]
-    plus: Counter[str]
-    growth: int
+    hunks: bytes
+
+    def removed(self) -> bytes:
+        return b"".join(line + b"\n" for line in _REMOVED.findall(self.hunks))
+
+    def added(self) -> bytes:
+        return b"".join(line + b"\n" for line in _ADDED.findall(self.hunks))
+
+    def newlines(self) -> int:
+        """How many more line feeds the added lines have not, at the end of the file, than the removed ones: -1 to 1."""
+        if b"\n\\ " not in self.hunks:
+            return 0
+        return sum(1 if sign == b"-" else -1 for sign in _NO_NEWLINE.findall(self.hunks))
 
 
 def _sections(diff: bytes) -> Iterator[_Section]:
     """The parts of a diff. A line of a file never begins with `diff`, as it begins with its sign."""
     for part in diff.removeprefix(b"diff --git ").split(b"\ndiff --git ") if diff else ():
-        start = part.find(b"\n@@ ") + 1
-        head, body = (part[: start - 1], part[start:]) if start else (part, b"")
+        start = part.find(b"\n@@ ")
+        head, hunks = (part[:start], part[start:]) if start >= 0 else (part, b"")
         lines = f"diff --git {head.decode(errors='surrogateescape')}".rstrip("\n").split("\n")
         old, new, mode, _ = headers(lines)
-        opaque = _utf8(head) is None or (not start and any(line.startswith("Binary files ") for line in lines))
-        removed, added = _REMOVED.findall(body), _ADDED.findall(body)
-        growth = sum(map(len, added)) + len(added) - sum(map(len, removed)) - len(removed)
-        for sign in _NO_NEWLINE.findall(body):
-            growth += 1 if sign == b"-" else -1
-        yield _Section(old, new, mode, opaque, _count(b"\n".join(removed)), _count(b"\n".join(added)), growth)
+        opaque = _utf8(head) is None or (start < 0 and any(line.startswith("Binary files ") for line in lines))
+        yield _Section(old, new, mode, opaque, hunks)
 
 
 def _count(data: bytes) -> Counter[str]:

@@ -60,9 +60,9 @@ class Listing:
         files: list[str] = []
         level: list[tuple[str, Directory]] = [("", self.root)]
         while level:
-            if files and len(files) + sum(len(inner) for _, inner in level) > self.limit:
-                return files + [path for path, _ in level]
             opened = [(path + name, inner) for path, here in level for name, inner in here.items()]
             files += [path for path, inner in opened if inner is None]
             level = [(path + "/", inner) for path, inner in opened if inner is not None]
+            if len(files) + sum(len(inner) for _, inner in level) > self.limit:
+                return files + [path for path, _ in level]
         return files
