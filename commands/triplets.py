@@ -27,6 +27,7 @@ def triplets(
     window: Annotated[
         str, typer.Option("--window", metavar="A-B", help="Percentiles of the life in which the old state lies.")
     ] = "40-80",
+    by: Annotated[str, typer.Option("--by", metavar="rank|time", help="What percentiles count: commits or seconds.")] = "rank",
     density: Annotated[float, typer.Option("--density", metavar="X", help="Triplets wanted for 100 commits.")] = 2.0,
     horizon: Annotated[
         int, typer.Option("--horizon", metavar="N", min=1, max=10**6, help="Commits searched for the new state.")
@@ -52,7 +53,7 @@ def triplets(
         raise UsageError(f"--window {window}", remedy="two percentiles, such as 40-80") from None
     if name and len(settings.inputs) > 1:
         raise UsageError("--name with several repositories", remedy="mine them one at a time")
-    options = Options(name, (low, high), density, horizon, min_score, seed=seed)
+    options = Options(name, (low, high), by, density, horizon, min_score, seed=seed)
     shown = {"window": [low, high], "density": density, "horizon": horizon, "min_score": min_score, "name": name}
     source = open_repositories(settings.inputs, options)
     run_stage("triplets", shown, settings, factory(options), source, seed)

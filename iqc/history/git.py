@@ -27,6 +27,7 @@ _ABSENT = re.compile(
     r"|missing|corrupt|inflate|too-short tree|malformed|empty filename in tree",
     re.IGNORECASE,
 )
+_END = b"\nend\n"  # behind a diff; in one, a line starts with a sign or a word of Git's
 _BLOBS_AHEAD = 256  # what is asked of `cat-file` at once: it reads all requests before it answers
 _DIFFS_AHEAD = 24  # `diff-tree` answers while it reads: its requests must fit into a pipe, 4096 bytes at the least
 _DAMAGED_IN_A_ROW = 16  # commits; each costs a process, and a repository without trees would cost one a commit
@@ -180,8 +181,9 @@ class Repository:
             if not isinstance(error, MissingObject) or not left or in_a_row > _DAMAGED_IN_A_ROW:
                 raise error
             # Git went as far as it could: the next commit is the one that it could not compare.
+            flags = [flag for flag in LOG if flag != "--raw"]  # with it, even --no-patch reads trees
             process = self._start(
-                *("log", *LOG, "--no-patch", "--first-parent", "--max-count=1", f"--skip={left - 1}", last, "--")
+                "log", *flags, "--no-patch", "--first-parent", "--max-count=1", f"--skip={left - 1}", last, "--"
             )
             for commit in commits(_pipe(process.stdout)):
                 left -= 1
@@ -276,16 +278,19 @@ class Repository:
         with contextlib.suppress(BrokenPipeError):
             into.write("".join(f"{new} {old}\nend\n" for old, new in pairs).encode())
             into.flush()
+        data = bytearray(b"\n")
         for old, new in pairs:
-            lines = []
-            while (line := out.readline()) != b"end\n":
-                if not line:
+            searched = 0
+            while (end := data.find(_END, searched)) < 0:
+                searched = max(0, len(data) - len(_END))
+                if not (chunk := out.read1(1 << 16)):
                     failed, self._diffs = self._diffs, None
                     error = self._failed(failed, f"compare {old} and {new}")
                     yield MissingObject(error.what, remedy=error.remedy)
                     return
-                lines.append(line)
-            yield b"".join(lines)
+                data += chunk
+            yield bytes(data[1 : end + 1])
+            del data[: end + len(_END) - 1]
 
     def tree(self, commit: str) -> Iterator[TreeEntry]:
         """Every file, link and submodule of a commit, by path; MissingObject when a tree is not there."""

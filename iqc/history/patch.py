@@ -6,6 +6,8 @@ newline. Lines end with a line feed only, so that a carriage return stays part o
 
 import re
 from collections.abc import Mapping
+from io import StringIO
+from itertools import pairwise
 
 from iqc.errors import IqcError
 
@@ -46,45 +48,43 @@ def apply_patch(files: Mapping[str, tuple[str, str]], patch: str) -> State:
 
 
 def _sections(patch: str) -> list[list[str]]:
-    """The lines of each file's part, without their line feeds. No line of a hunk starts with `d`."""
+    """The lines of each file's part, with their line feeds. No line of a hunk starts with `d`."""
     if not patch:
         return []
     if not patch.endswith("\n") or not patch.startswith("diff --git "):
         raise PatchError("the patch does not start with `diff --git` or does not end with a line feed")
-    sections: list[list[str]] = []
-    for line in patch[:-1].split("\n"):
-        if line.startswith("diff --git "):
-            sections.append([])
-        sections[-1].append(line)
-    return sections
+    lines = _lines(patch)
+    starts = [k for k, line in enumerate(lines) if line.startswith("diff --git ")]
+    return [lines[start:stop] for start, stop in pairwise([*starts, len(lines)])]
 
 
 def headers(section: list[str]) -> tuple[str | None, str | None, str | None, list[str]]:
     """Old path, new path (None: no such side), new mode if it is said, and the lines from the first hunk on."""
     old: str | None
     new: str | None
-    old, new = _both_paths(section[0])
+    old, new = _both_paths(section[0].removesuffix("\n"))
     mode = None
     for k, line in enumerate(section):
         if line.startswith("@@ "):
             return old, new, mode, section[k:]
-        if line.startswith("new mode "):
-            mode = line.removeprefix("new mode ")
-        elif line.startswith("new file mode "):
-            old, mode = None, line.removeprefix("new file mode ")
-        elif line.startswith("deleted file mode "):
+        name, _, value = line.removesuffix("\n").rpartition(" mode ")
+        if name == "new":
+            mode = value
+        elif name == "new file":
+            old, mode = None, value
+        elif name == "deleted file":
             new = None
         elif line.startswith("rename from "):
-            old = unquote(line.removeprefix("rename from "))
+            old = unquote(line[len("rename from ") : -1])
         elif line.startswith("rename to "):
-            new = unquote(line.removeprefix("rename to "))
+            new = unquote(line[len("rename to ") : -1])
     return old, new, mode, []
 
 
 def without(patch: str, paths: set[str]) -> str:
     """The patch less the parts that touch one of the paths."""
     kept = (section for section in _sections(patch) if paths.isdisjoint(headers(section)[:2]))
-    return "".join(line + "\n" for section in kept for line in section)
+    return "".join(line for section in kept for line in section)
 
 
 def _both_paths(line: str) -> tuple[str, str]:
@@ -108,44 +108,55 @@ def unquote(name: str) -> str:
 
 
 def _change(before: str, hunks: list[str], path: str) -> str:
-    """The text after the hunks of one file."""
-    source = _lines(before)
+    """The text after the hunks of one file. It is not split into lines: a hunk's place is found and counted."""
     done: list[str] = []
-    at = 0  # lines of `source` already dealt with
-    k = 0
-    while k < len(hunks):
-        match = _HUNK.match(hunks[k])
+    at, line = 0, 0  # how much of `before` is dealt with: characters, and lines
+    heads = [k for k, text in enumerate(hunks) if text[0] == "@"]
+    for head, stop in pairwise([*heads, len(hunks)]):
+        match = _HUNK.match(hunks[head])
         if not match:
-            raise PatchError(f"{path}: not a hunk: {hunks[k][:60]!r}")
-        start, old_left, new_left = int(match[1]), int(match[2] or 1), int(match[4] or 1)
-        begin = start - 1 if old_left else start  # an empty range is named by the line before it
-        if not at <= begin <= len(source):
-            raise PatchError(f"{path}: a hunk at line {start} is out of order")
-        done += source[at:begin]
-        at = begin
-        k += 1
-        while old_left or new_left:
-            if k == len(hunks):
-                raise PatchError(f"{path}: the last hunk is cut")
-            sign, line = hunks[k][:1], hunks[k][1:] + "\n"
-            k += 1
-            if k < len(hunks) and hunks[k].startswith("\\"):  # no line feed at the end of the file
-                line = line[:-1]
-                k += 1
-            if sign not in (" ", "-", "+"):
-                raise PatchError(f"{path}: neither context, deletion nor addition: {line[:60]!r}")
-            if sign != "+":
-                if source[at : at + 1] != [line]:
-                    raise PatchError(f"{path}: line {at + 1} is not what the patch says")
-                at += 1
-                old_left -= 1
-            if sign != "-":
-                done.append(line)
-                new_left -= 1
-    return "".join(done + source[at:])
+            raise PatchError(f"{path}: not a hunk: {hunks[head][:60]!r}")
+        old, new = _sides(hunks[head + 1 : stop], path)
+        start = int(match[1])
+        if (len(old), len(new)) != (int(match[2] or 1), int(match[4] or 1)):
+            raise PatchError(f"{path}: the hunk at line {start} does not have the lines that it says")
+        block = "".join(old)
+        begin = _find(before, block, at, (start - 1 if old else start) - line)  # an empty range: the line before it
+        if begin is None or (old and not old[-1].endswith("\n") and begin + len(block) < len(before)):
+            raise PatchError(f"{path}: line {start} and those behind it are not what the patch says")
+        done += (before[at:begin], *new)
+        at, line = begin + len(block), start - 1 + len(old) if old else start
+    return "".join([*done, before[at:]])
+
+
+def _find(text: str, block: str, at: int, lines: int) -> int | None:
+    """The place of a block that begins so many lines behind the place `at`, the beginning of a line."""
+    while lines >= 0:
+        found = text.find(block, at)
+        if found < 0:
+            return None
+        lines -= text.count("\n", at, found)
+        if lines == 0 and (found == 0 or text[found - 1] == "\n"):
+            return found
+        # The next line; behind the last there is none.
+        at = text.find("\n", found) + 1
+        if not at:
+            return None
+        lines -= 1
+    return None
+
+
+def _sides(lines: list[str], path: str) -> tuple[list[str], list[str]]:
+    """The lines of a hunk before and after."""
+    signs = {line[0] for line in lines}
+    if "\\" in signs:  # the line above it has no line feed, being the last of its file
+        ended = [line[:-1] if after[0] == "\\" else line for line, after in pairwise([*lines, " "])]
+        lines = [line for line in ended if line[0] != "\\"]
+    if not signs <= {" ", "-", "+", "\\"}:
+        raise PatchError(f"{path}: a line is neither context, deletion nor addition")
+    return [line[1:] for line in lines if line[0] != "+"], [line[1:] for line in lines if line[0] != "-"]
 
 
 def _lines(text: str) -> list[str]:
     """Lines with their line feeds, which the last may lack."""
-    *ended, last = text.split("\n")
-    return [line + "\n" for line in ended] + ([last] if last else [])
+    return StringIO(text, newline="\n").readlines()

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from importlib.resources import files
+from itertools import chain
 from math import log
 from typing import Any
 
@@ -38,12 +39,10 @@ class FileChange:
         return old[: len(old) - whole], new[: len(new) - whole]
 
     @cached_property
-    def lines(self) -> Counter[str]:
-        """How often each line was added, less how often it was deleted."""
+    def lines(self) -> tuple[list[str], list[str]]:
+        """The lines of the two differing texts."""
         old, new = self.differing
-        found = Counter(new.splitlines())
-        found.subtract(old.splitlines())
-        return found
+        return old.splitlines(), new.splitlines()
 
     @cached_property
     def reformatted(self) -> bool:
@@ -122,12 +121,10 @@ def reject_texts(changes: list[FileChange]) -> str | None:
 
 def changed_lines(changes: list[FileChange]) -> int:
     """Lines added and lines deleted, as bags over the whole change: a line or a file that moves is neither."""
-    if len(changes) == 1:
-        return sum(map(abs, changes[0].lines.values()))
-    total = Counter[str]()
-    for change in changes:
-        total.update(change.lines)
-    return sum(map(abs, total.values()))
+    deleted = list(chain.from_iterable(change.lines[0] for change in changes))
+    added = list(chain.from_iterable(change.lines[1] for change in changes))
+    moved = (Counter(deleted) & Counter(added)).total() if deleted and added else 0
+    return len(deleted) + len(added) - 2 * moved
 
 
 def score(changes: list[FileChange], messages: list[str]) -> tuple[float, dict[str, float]]:

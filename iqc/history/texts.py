@@ -88,7 +88,8 @@ class Texts:
             try:
                 encoding = codecs.lookup(name).name
                 text = data.decode(encoding)
-                if text.encode(encoding) == data and _superset_of_ascii(encoding):
+                # UTF-8 is strict: no two texts have the same bytes.
+                if (encoding == "utf-8" or text.encode(encoding) == data) and _superset_of_ascii(encoding):
                     return text, encoding
             except (LookupError, ValueError):
                 continue

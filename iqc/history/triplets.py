@@ -27,7 +27,7 @@ from iqc.streams.stage import Dropped, Record, rng
 from iqc.syntax.languages import language_of
 
 _ABSENT = "000000"
-_STRETCHES = 64  # in a section: what one worker does at a time, and holds the records of
+_STRETCHES = 256  # in a section: what one worker does at a time, and holds the records of
 
 
 @dataclass(frozen=True, slots=True)
