@@ -61,16 +61,17 @@ _DIFF += ["--src-prefix=a/", "--dst-prefix=b/"]
 class Repository:
     """A repository opened for reading; a context manager, because it owns processes and a scratch directory.
 
-    Errors by name: not a repository, no commits, shallow (its life has no beginning), Git not installed.
+    `head` is the commit that `revision` names. Errors by name: not a repository, no such commit, shallow (its life has
+    no beginning) unless `shallow` is allowed, Git not installed.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], revision: str = "HEAD", *, shallow: bool = False):
         self.path = Path(path)
         with contextlib.ExitStack() as opening:
             scratch = Path(opening.enter_context(tempfile.TemporaryDirectory(prefix="iqc-git-")))
             self._env = environment(scratch)
             self._errors = opening.enter_context(tempfile.TemporaryFile())
-            self.head, self.hash, objects = self._look()
+            self.head, self.hash, objects = self._look(revision, shallow)
             self._isolate(scratch, objects)
             self._stack = opening.pop_all()
         self._blobs: subprocess.Popen[bytes] | None = None  # started when first asked
@@ -82,10 +83,10 @@ class Repository:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _look(self) -> tuple[str, str, Path]:
-        """HEAD's commit, the hash function and the object store of the real repository."""
-        bare = self.path / "objects"
-        place = self.path if bare.is_dir() else self.path / ".git"
+    def _look(self, revision: str, may_be_shallow: bool) -> tuple[str, str, Path]:
+        """The commit, the hash function and the object store of the real repository."""
+        inside = self.path / ".git"
+        place = inside if inside.exists() or not (self.path / "objects").is_dir() else self.path
         command = ["git", f"--git-dir={place}", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}"]
         ask = ["rev-parse", "--is-shallow-repository", "--show-object-format", "--git-path", "objects"]
         try:
@@ -96,16 +97,17 @@ class Repository:
             said = answer.stderr.decode(errors="replace").strip().removeprefix("fatal: ")
             raise IqcError(f"{self.path} is not a Git repository: {said}", remedy="give the directory of a clone")
         shallow, kind, objects = os.fsdecode(answer.stdout).rstrip("\n").split("\n", 2)
-        if shallow == "true":
+        if shallow == "true" and not may_be_shallow:
             raise IqcError(
                 f"{self.path} is a shallow clone: its history is cut", remedy="complete it with git fetch --unshallow"
             )
-        ask = ["rev-parse", "--verify", "--quiet", "--end-of-options", "HEAD^0"]
+        ask = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^0"]
         answer = subprocess.run([*command, *ask], env=self._env, capture_output=True, stdin=subprocess.DEVNULL)
         if answer.returncode:
             raise IqcError(
-                f"{self.path} has no commit at HEAD: {answer.stderr.decode(errors='replace').strip() or 'it is empty'}",
-                remedy="give a repository whose HEAD is a branch with commits",
+                f"{self.path} has no commit at {revision}: "
+                f"{answer.stderr.decode(errors='replace').strip() or 'no such name, or no commit yet'}",
+                remedy="give a repository whose HEAD is a branch with commits, or the name of a commit that it has",
             )
         return answer.stdout.decode().strip(), kind, Path(objects).absolute()
 
