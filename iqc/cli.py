@@ -19,6 +19,7 @@ from iqc.errors import ClosedPipe, IqcError, UsageError
 
 COMMANDS = {  # in the order of the pipeline; the text is what `iqc -h` shows
     "crawl-clean": "Source trees and web archives to clean documents",
+    "repos": "Repositories, their files in the order of their dependencies",
     "dedup": "Drop exact and near duplicates, each verified",
     "triplets": "Git histories to (old, patch, new) records",
     "fim": "Documents to fill-in-the-middle samples",

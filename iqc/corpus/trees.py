@@ -1,6 +1,7 @@
 """A source tree in, document records out: one record a text file.
 
 `list_files` is cheap and gives the order; `read_file` does the work for one path, so that a runner can share paths out.
+`walk` and `decode` are the parts of them that whole repositories (repositories.py) use too.
 Left out without a word: version control and caches (SKIPPED), symbolic links (their targets are listed where they are,
 or lie outside the tree) and whatever is no regular file. Files that are not kept come back as Dropped: `file_bytes`,
 `binary`, `encoding`, `path_encoding`.
@@ -10,6 +11,7 @@ import codecs
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from iqc.errors import IqcError
@@ -22,10 +24,25 @@ SKIPPED = frozenset(
 ) | frozenset((".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"))
 
 
+class NotText(Exception):
+    """A rule drops a file for its bytes: `binary` or `encoding`, with the value measured and its threshold."""
+
+    def __init__(self, rule: str, value: object, threshold: object):
+        super().__init__(rule)
+        self.rule, self.value, self.threshold = rule, value, threshold
+
+
 def list_files(root: str | Path) -> list[str]:
     """Paths relative to `root`, with `/`, sorted by code point: a directory's files and folders by their full paths.
 
     IqcError: `root` is not a directory, or a folder in it cannot be read.
+    """
+    return sorted(path for path, status in walk(root) if stat.S_ISREG(status.st_mode))
+
+
+def walk(root: str | Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Everything in a tree but its folders: relative path and `lstat`, in no order to rely on. Links to folders are
+    links. IqcError as `list_files`.
     """
     if not os.path.isdir(root):
         raise IqcError("not a directory", where=str(root), remedy="name the top of a source tree")
@@ -33,14 +50,11 @@ def list_files(root: str | Path) -> list[str]:
     def refuse(error: OSError) -> None:
         raise IqcError(f"cannot list: {error.strerror}", where=str(error.filename), remedy="make it readable") from None
 
-    paths = []
     for folder, names, files in os.walk(root, onerror=refuse):
         names[:] = [name for name in names if name not in SKIPPED]
         prefix = Path(folder).relative_to(root).as_posix()
-        for name in files:
-            if stat.S_ISREG(os.lstat(os.path.join(folder, name)).st_mode):
-                paths.append(name if prefix == "." else f"{prefix}/{name}")
-    return sorted(paths)
+        for name in (*files, *(name for name in names if os.path.islink(os.path.join(folder, name)))):
+            yield name if prefix == "." else f"{prefix}/{name}", os.lstat(os.path.join(folder, name))
 
 
 def read_file(root: str | Path, path: str, source: str, repo: str | None = None) -> Record | Dropped:
@@ -71,18 +85,27 @@ def read_file(root: str | Path, path: str, source: str, repo: str | None = None)
         return Dropped(record, "file_bytes", metadata["bytes"], MAX_BYTES)
     if name != path:
         return Dropped(record, "path_encoding", name, "utf-8")
+    try:
+        record["text"], _ = decode(data)
+    except NotText as error:
+        return Dropped(record, error.rule, error.value, error.threshold)
+    metadata["lang"] = language_of(path, record["text"])
+    return record
+
+
+def decode(data: bytes) -> tuple[str, str]:
+    """Text and encoding, `utf-8` or, of a file that begins with a byte order mark, `utf-8-sig`; NotText."""
     legacy = _utf_16_or_32(data)
     if legacy is None and b"\0" in data[:_SNIFF]:
-        return Dropped(record, "binary", data.index(0), "no NUL in the first 8000 bytes")
+        raise NotText("binary", data.index(0), "no NUL in the first 8000 bytes")
+    encoding = "utf-8-sig" if data.startswith(codecs.BOM_UTF8) else "utf-8"
     try:
-        text = data.decode("utf-8-sig") if legacy is None else ""
+        text = data.decode(encoding) if legacy is None else ""
     except UnicodeDecodeError as error:
         legacy = f"not UTF-8 at byte {error.start}: {_single_byte(data)}"
     if legacy is not None:
-        return Dropped(record, "encoding", legacy, "utf-8")
-    record["text"] = text
-    metadata["lang"] = language_of(path, text)
-    return record
+        raise NotText("encoding", legacy, "utf-8")
+    return text, encoding
 
 
 def _utf_16_or_32(data: bytes) -> str | None:
