@@ -1,40 +1,83 @@
-"""`fim` as a stage: whole documents, or stretches of them for a model whose context a file does not fit."""
+"""`fim` as a stage: documents, or stretches of them for a model whose context a file does not fit, and repositories."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
-from iqc.fim import FillInTheMiddle
+from iqc.errors import BadRecord, UsageError
+from iqc.fim.embeddings import Embeddings, Endpoint
+from iqc.fim.ranking import Bm25, Ranking
+from iqc.fim.samples import FillInTheMiddle
+from iqc.fim.snippets import BUDGET, LINES, Snippets
 from iqc.streams.stage import Dropped, Record, Transform, metadata_of, require
 
 
-def fim(
-    rate: float, weights: Mapping[str, float], layout: str, samples: int, stretch: int, seed: int
-) -> Callable[[], Transform]:
-    """The factory of the stage; IqcError at once for a layout or level that does not exist."""
-    FillInTheMiddle(rate, weights, layout, samples, seed)
-    return partial(_transform, rate, weights, layout, samples, stretch, seed)
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What stands in front of a sample of a repository: snippets of so many lines, so many characters in all, ranked by
+    BM25 or, with an endpoint, by its embeddings. A budget of 0: nothing."""
+
+    budget: int = BUDGET
+    lines: int = LINES
+    endpoint: Endpoint | None = None
+
+    def snippets(self, files: Sequence[Record]) -> Snippets:
+        rank: Callable[[Sequence[str]], Ranking] = partial(Embeddings, self.endpoint) if self.endpoint else Bm25
+        return Snippets(files, rank, self.budget, self.lines)
 
 
-def _transform(
-    rate: float, weights: Mapping[str, float], layout: str, samples: int, stretch: int, seed: int
-) -> Transform:
-    maker = FillInTheMiddle(rate, weights, layout, samples, seed)
+def fim(maker: FillInTheMiddle, around: Around | None = None, stretch: int = 0) -> Callable[[], Transform]:
+    """The factory of the stage. `stretch`: most characters of a part that is cut, 0 for whole files."""
+    around = around or Around()
+    if around.lines < 2:
+        raise UsageError(f"snippets of {around.lines} lines", remedy="give at least 2")
+    return partial(_transform, maker, around, stretch)
 
+
+def _transform(maker: FillInTheMiddle, around: Around, stretch: int) -> Transform:
     def transform(record: Record) -> Iterator[Record | Dropped]:
-        for part in stretches(record, stretch) if stretch else (record,):
-            yield from maker.transform(part)
+        if "files" not in record or "text" in record:
+            for part in stretches(record, stretch):
+                yield from maker.transform(part)
+            return
+        snippets = around.snippets(require(record, "files", list))
+        for number, document in documents(record):
+            context = partial(snippets.similar, number) if around.budget else None
+            for part in stretches(document, stretch):
+                yield from maker.transform(part, context)
 
     return transform
 
 
+def documents(repository: Record) -> Iterator[tuple[int, Record]]:
+    """The files of a repository record that are text, each with its number: documents with the id `ID:PATH`.
+
+    What is known of the repository in one value (licence, stars, ...) is known of each of its files.
+    """
+    repo, name = require(repository, "repo"), require(repository, "id")
+    about = {key: value for key, value in metadata_of(repository).items() if not isinstance(value, dict | list)}
+    for number, file in enumerate(require(repository, "files", list)):
+        if not isinstance(file, dict) or not isinstance(file.get("path"), str):
+            raise BadRecord(f"file {number} of a repository without `path`", remedy="give files as {path, text, lang}")
+        if file.get("text") is None:
+            continue  # a binary file, which is only listed
+        if not isinstance(file["text"], str):
+            raise BadRecord(f"the text of {file['path']} is no string", remedy="give null for a file that is not text")
+        metadata = {**about, "repo": repo, "path": file["path"]}
+        metadata |= {
+            key: value for key, value in (("commit", repository.get("commit")), ("lang", file.get("lang"))) if value
+        }
+        source = repository.get("source", repo)
+        yield number, {"id": f"{name}:{file['path']}", "text": file["text"], "source": source, "metadata": metadata}
+
+
 def stretches(record: Record, size: int) -> Iterator[Record]:
-    """A document as consecutive runs of whole lines of at most `size` characters, `id~0`, `id~1`, ...
+    """A document as consecutive runs of whole lines of at most `size` characters, `id~0`, `id~1`, ...; 0: as it is.
 
     A run ends, where it can past its middle, before a line that begins a new definition: one at column 0 behind a blank
     line. A line that is longer than `size` is a run of its own.
     """
-    text = require(record, "text")
-    if len(text) <= size:
+    if not size or len(text := require(record, "text")) <= size:
         yield record
         return
     start = number = 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
 from random import Random
+from time import thread_time
 from typing import TYPE_CHECKING, cast
 
 import tree_sitter_language_pack
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _ORDER = attrgetter("start_byte", "end_byte", "descendant_count")  # the last tells nodes of one span apart
+_BLOCK = 1 << 16  # bytes that the parser is handed at a time
 _BATCH = 8  # numbers of the first batch of a draw
 
 
@@ -52,9 +54,20 @@ def encode(text: str) -> bytes:
         raise BadRecord(f"the text is not Unicode: {error}", remedy="decode the file in its encoding") from None
 
 
-def parse(source: str | bytes, lang: str) -> Tree:
-    """The syntax tree of a file. Parsing never fails: what the grammar cannot read becomes error nodes."""
-    return _parser(lang).parse(encode(source) if isinstance(source, str) else source)
+def parse(source: str | bytes, lang: str, seconds: float | None = None) -> Tree:
+    """The syntax tree of a file. Parsing never fails: what the grammar cannot read becomes error nodes.
+
+    `seconds`: TimeoutError when it takes this thread more processor time than that.
+    """
+    data, parser = encode(source) if isinstance(source, str) else source, _parser(lang)
+    if seconds is None:
+        return parser.parse(data)
+    end = thread_time() + seconds
+    try:
+        return parser.parse(lambda at, _: data[at : at + _BLOCK], progress_callback=lambda *_: thread_time() > end)
+    except ValueError:
+        parser.reset()  # or the next parse would go on where this one ended
+        raise TimeoutError(f"not parsed as {lang} within {seconds} s") from None
 
 
 def error_bytes(tree: Tree) -> int:
