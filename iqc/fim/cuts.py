@@ -20,7 +20,11 @@ from iqc.syntax.parse import draw, encode, parse
 LEVELS = ("character", "line", *SYNTAX_LEVELS)
 
 MAX_PARSED = 4_000_000  # bytes; a tree takes 20 to 80 bytes a byte of source
-PARSE_SECONDS = 5.0  # of processor time; real files of that size take under one
+PARSE_SECONDS = 5.0  # of processor time; real files of that size take one
+# What makes a parser work for minutes within one step, where it cannot be ended: generics left open in Java and C# (40
+# KB of `a<a<...`: 20 s, 3.5 GB), comments left open in Swift (2 KB of `/*/*...`: 18 s). 300 of them cost 0.2 s at most.
+_LEFT_OPEN = {"java": (b"<", b">"), "csharp": (b"<", b">"), "swift": (b"/*", b"*/")}
+MAX_LEFT_OPEN = 300
 _DRAWS = 16  # of lines and characters, until what may be drawn is listed
 _LINE_ENDS = (10, 13)  # as Git and compilers see them: str.splitlines would also cut at form feeds and U+2028
 
@@ -110,6 +114,10 @@ class Cutter:
             data = self._data()
             if len(data) > MAX_PARSED:
                 self._refused = "the file is too large to parse"
+                return None
+            marks = _LEFT_OPEN.get(lang)
+            if marks and data.count(marks[0]) - data.count(marks[1]) > MAX_LEFT_OPEN:
+                self._refused = "too much is left open to be parsed"
                 return None
             try:
                 self._tree = parse(data, lang, PARSE_SECONDS)

@@ -9,6 +9,7 @@ from iqc.errors import IqcError
 from iqc.fim import cuts
 from iqc.fim.cuts import LEVELS, Cutter
 from iqc.streams.stage import rng
+from iqc.syntax.languages import languages
 from iqc.syntax.parse import nodes, parse
 
 SOURCE = """import os
@@ -121,3 +122,23 @@ def test_a_grammar_that_cannot_be_loaded_gives_lines_and_the_reason(monkeypatch)
     for level in ("function", "statement"):
         found, _, reason = cutter.cut(level, rng(0, "test", level))
         assert (found, reason) == ("line", "not parsed: the grammar cannot be loaded: no such file")
+
+
+@pytest.mark.parametrize(("lang", "text"), [("java", "a<" * 20_000), ("csharp", "a<" * 20_000), ("swift", "/*" * 5000)])
+def test_text_that_would_hold_a_parser_for_minutes_is_not_parsed(lang, text):
+    if lang not in languages():
+        pytest.skip(f"no {lang} in the table of languages")
+    started = time.process_time()
+    cutter = Cutter(f"{text}\n", lang)
+    level, _, reason = cutter.cut("statement", rng(0, "test", lang))
+    assert (level, reason) == ("line", "too much is left open to be parsed")
+    assert time.process_time() - started < 1
+
+
+def test_a_parse_that_goes_wild_step_by_step_is_ended(monkeypatch):
+    if "scala" not in languages():
+        pytest.skip("no scala in the table of languages")
+    monkeypatch.setattr(cuts, "PARSE_SECONDS", 0.5)
+    started = time.process_time()
+    assert Cutter("a b " * 5000, "scala").cut("statement", rng(0, "test", "wild"))[2] == "the parse takes too long"
+    assert time.process_time() - started < 2
