@@ -15,16 +15,38 @@ from iqc.errors import IqcError
 from iqc.streams.stage import metadata_of
 
 SYNTAX_LEVELS = ("expression", "statement", "function")
-# An expression is a statement too where it stands in a block; an anonymous function is a function where it gets a name.
-_WITHIN = (("statement", "expression", "statement_in"), ("function", "lambda", "function_in"))
-
-# A .h file is C unless it says something that only C++ says.
-_CPP_HEADER = re.compile(
+# Extensions that more than one language uses: the first pattern that the text has decides; None is a language that the
+# table lacks. Without a match, or without text, the row with the extension has it. Patterns are for the start of lines,
+# where comments and strings seldom are; each reads the first _READ characters.
+_CPP_HEADER = (
     r"^\s*(?:namespace\s+\w|template\s*<|class\s+\w+[^;*()]*[{:]|using\s+[\w:]+\s*[=;]|using namespace\b"
     r"|(?:public|private|protected)\s*:|#\s*include\s*<(?:string|vector|memory|map|cstd\w+|iostream|utility)>)"
-    r"|\bstd::|\bconstexpr\b|\bnoexcept\b",
-    re.MULTILINE,
+    r"|\bstd::|\bconstexpr\b|\bnoexcept\b"
 )
+_OBJECTIVE_C = r"^[ \t]*@(?:interface|implementation|protocol|property|class|import|end)\b|^[ \t]*#\s*import\s*[<\"]"
+_PERL = (
+    r"^#!.*\bperl|^[ \t]*(?:use|no)\s+(?:v?5|strict|warnings|utf8|lib|parent|base|[A-Z]\w*(?:::\w+)*)\b.*;"
+    r"|^[ \t]*package\s+[\w:]+\s*[;{]|^[ \t]*sub\s+\w+\s*[({]|^[ \t]*(?:my|our|local)\s+[($@%]|^=(?:pod|head1)\b"
+)
+_READ = 50_000
+_BY_CONTENT: dict[str, list[tuple[re.Pattern[str], str | None]]] = {
+    extension: [(re.compile(pattern, re.MULTILINE), name) for pattern, name in rules]
+    for extension, rules in {
+        ".h": [(_OBJECTIVE_C, "objc"), (_CPP_HEADER, "cpp")],
+        ".m": [
+            (r"\A\s*\(\*|^BeginPackage\[", None),  # Mathematica
+            (r"^\s*:-\s*(?:module|interface|implementation)\b", None),  # Mercury
+            (_OBJECTIVE_C, "objc"),
+            (r"^\s*%|^\s*(?:function\b(?!\s*\()|classdef\b)|^\s*end(?:function|if|for)?;?\s*$|\.\.\.\s*$", "matlab"),
+            (r"^\s*(?://|/\*|#\s*(?:include|define|if|pragma)|\w.*[{}]\s*$)", "objc"),
+            (r"^\s*[\w.(){}:, \[\]]+\s*=[^=]", "matlab"),
+        ],
+        ".pl": [(_PERL, "perl"), (r"^\s*:-|^\w+(?:\(.*\))?\s*:-|^[a-z]\w*\(.*\)\.\s*$", None)],  # Prolog
+        ".t": [(_PERL, "perl"), (r"", None)],  # Turing, and many a data file
+        ".r": [(r"\A\s*(?i:rebol|red)\b.*\[", None), (r"\A\s*/\*|^\.\\\"", None)],  # Rebol; a resource of the Mac; roff
+        ".ts": [(r"\A\s*<(?:\?xml|!DOCTYPE)", None)],  # translations of Qt
+    }.items()
+}
 # `#!/usr/bin/env -S python3.11 -u` and `#!/bin/sh -e` both name the interpreter without its version.
 _SHEBANG = re.compile(
     r"#!\s*(?:\S*/env\s+(?:-S\s+)?(?:\w+=\S*\s+)*)?(?:\S*/)?([A-Za-z][A-Za-z-]*(?:2|3)?)[\d.]*(?:\s|$)"
@@ -43,6 +65,7 @@ class Language:
     name: str
     grammar: str
     comment: str
+    block_comment: tuple[str, str] | None
     code: bool
     max_error_share: float
     extensions: tuple[str, ...]
@@ -62,6 +85,7 @@ def languages() -> dict[str, Language]:
             name=name,
             grammar=row["grammar"],
             comment=row["comment"],
+            block_comment=(row["block_comment"][0], row["block_comment"][1]) if "block_comment" in row else None,
             code=row["code"],
             max_error_share=row["max_error_share"],
             extensions=tuple(row["extensions"]),
@@ -69,7 +93,9 @@ def languages() -> dict[str, Language]:
             interpreters=tuple(row.get("interpreters", ())),
             levels={level: tuple(row[level]) for level in SYNTAX_LEVELS if level in row},
             within={
-                level: (tuple(row[kinds]), tuple(row[parents])) for level, kinds, parents in _WITHIN if parents in row
+                level: (tuple(row.get(f"{level}_child", row["expression"])), tuple(row[f"{level}_in"]))
+                for level in SYNTAX_LEVELS
+                if f"{level}_in" in row
             },
             words={level: tuple(words) for level, words in row.get("words", {}).items()},
         )
@@ -97,15 +123,18 @@ def _index() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
 
 
 def language_of(path: str, text: str | None = None) -> str | None:
-    """The language of a file, or None. `text` tells C from C++ in a `.h`, and reads the `#!` line of a bare name."""
+    """The language of a file, or None. `text` tells languages of one extension apart, and has a bare name's `#!`."""
     by_name, by_extension, by_interpreter = _index()
     name = PurePosixPath(path).name
     if name in by_name:
         return by_name[name]
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in by_extension:
-        if suffix == ".h" and text is not None and _CPP_HEADER.search(text):
-            return "cpp"
+        if text is not None and suffix in _BY_CONTENT:
+            start = text[:_READ]
+            for pattern, found in _BY_CONTENT[suffix]:
+                if pattern.search(start):
+                    return found
         return by_extension[suffix]
     if not suffix and text is not None and text.startswith("#!"):
         shebang = _SHEBANG.match(text[:200])
@@ -123,5 +152,29 @@ def language_of_record(record: dict) -> str | None:
     return language_of(path, record.get("text")) if isinstance(path, str) else None
 
 
-# Names that other collections give to the same languages (GitHub Linguist, the Stack).
-_ALIASES = {"c++": "cpp", "c#": "csharp", "c-sharp": "csharp", "shell": "bash", "js": "javascript", "ts": "typescript"}
+# Names that other collections give to the same languages (GitHub Linguist, the Stack, code blocks of Markdown).
+_ALIASES = {
+    "c++": "cpp",
+    "c#": "csharp",
+    "c-sharp": "csharp",
+    "cs": "csharp",
+    "golang": "go",
+    "hs": "haskell",
+    "js": "javascript",
+    "jsx": "javascript",
+    "objective-c": "objc",
+    "objective-c++": "objc",
+    "objectivec": "objc",
+    "octave": "matlab",
+    "plpgsql": "sql",
+    "plsql": "sql",
+    "py": "python",
+    "rb": "ruby",
+    "rs": "rust",
+    "sh": "bash",
+    "shell": "bash",
+    "shell/bash": "bash",
+    "ts": "typescript",
+    "tsql": "sql",
+    "zsh": "bash",
+}

@@ -132,7 +132,7 @@ def _level(lang: str, level: str) -> _Level | None:
         return None
     types, (children, parents) = row.levels[level], row.within.get(level, ((), ()))
     # A wildcard, narrowed down afterwards: one pattern for each pair of types makes the query several times slower.
-    patterns = ["[" + " ".join(f"({kind})" for kind in types) + "] @node"]
+    patterns = [f"({kind}) @node" for kind in types]
     patterns += [f"({parent} (_) @child)" for parent in parents]
 
     def ids(names: tuple[str, ...]) -> frozenset[int]:

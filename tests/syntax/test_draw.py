@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from iqc.syntax import parse as module
-from iqc.syntax.languages import SYNTAX_LEVELS
+from iqc.syntax.languages import SYNTAX_LEVELS, languages
 from iqc.syntax.parse import draw, nodes, parse
 
 SOURCE = "def f(a, b):\n    if a > b:\n        return g(a.x, [b, 1])\n    x = (a + b) * 2\n    return x\n\n\n" * 6
@@ -94,11 +94,14 @@ def by_number(tree, lang, level):
 
 def assert_same_nodes(source, lang):
     tree = parse(source, lang)
-    for level in SYNTAX_LEVELS:
+    for level in languages()[lang].levels:
         assert by_number(tree, lang, level) == sorted(map(key, nodes(tree, lang, level))), (lang, level)
 
 
-def test_numbers_reach_the_nodes_that_the_query_captures():
+def test_numbers_reach_the_nodes_that_the_query_captures(samples):
     """Named and anonymous nodes of one name, aliases, extras, errors: both must mean the same by a node."""
-    for source in (SOURCE, SPARSE, SOURCE[: len(SOURCE) // 2] + " ( ' }\n"):
-        assert_same_nodes(source, "python")
+    for lang, sample in samples.items():
+        source = sample["source"]
+        assert_same_nodes(source, lang)
+        assert_same_nodes(source[: 2 * len(source) // 3] + " ( ' }\n", lang)
+        assert_same_nodes(source[len(source) // 3 :], lang)

@@ -4,42 +4,60 @@ import pytest
 
 from iqc.errors import IqcError
 from iqc.syntax.languages import SYNTAX_LEVELS, language, language_of, language_of_record, languages
-from iqc.syntax.parse import grammar
+from iqc.syntax.parse import grammar, nodes, parse
 
-REQUIRED = [
-    "python",
-    "c",
-    "cpp",
-    "java",
-    "javascript",
-    "typescript",
-    "tsx",
-    "go",
-    "rust",
-    "csharp",
-    "php",
-    "ruby",
-    "bash",
-]
-REQUIRED += ["sql", "html", "css", "json", "yaml", "toml", "markdown"]
+# The languages of KAT-Coder, by the names that it gives them.
+KAT = """
+    Python Java TypeScript JavaScript C C++ C# Kotlin Go Rust PHP Ruby Swift Objective-C Scala R Shell/Bash SQL MATLAB
+    Dart Lua Elixir Haskell Perl
+"""
+DOCUMENTS = ["html", "css", "json", "yaml", "toml", "markdown"]
 
 
-@pytest.mark.parametrize("name", REQUIRED)
-def test_every_grammar_loads_and_knows_every_node_type(name):
+@pytest.mark.parametrize("name", [*KAT.split(), "TSX"])
+def test_every_language_of_kat_is_in_the_table_with_every_level(name):
+    row = language(language_of_record({"metadata": {"lang": name}}))
+    assert row.code and set(row.levels) == set(SYNTAX_LEVELS)
+    assert row.comment
+    assert row.extensions or row.name == "matlab"
+
+
+def test_the_other_rows_are_documents():
+    assert [row.name for row in languages().values() if not row.code] == DOCUMENTS
+
+
+@pytest.mark.parametrize("name", sorted(languages()))
+def test_every_grammar_knows_every_node_type(name):
+    """As a node that can be seen: a supertype or a hidden node is in the grammar too, but is no node's type."""
     row = language(name)
     loaded = grammar(name)
     for level, types in row.levels.items():
-        assert level in SYNTAX_LEVELS
-        assert len(set(types)) == len(types)
-        missing = [kind for kind in types if loaded.id_for_node_kind(kind, True) is None]
-        assert not missing
+        children, parents = row.within.get(level, ((), ()))
+        assert types or children
+        assert len(set(types + children)) == len(types + children)
+        for kind in types + children + parents:
+            number = loaded.id_for_node_kind(kind, True)
+            assert number is not None and loaded.node_kind_is_visible(number), kind
+            assert loaded.node_kind_for_id(number) == kind
+    assert set(row.within) <= set(row.levels)
     assert 0 < row.max_error_share < 1
 
 
-def test_programming_languages_offer_every_level():
-    for row in languages().values():
-        if row.code and row.name != "sql":
-            assert set(row.levels) == set(SYNTAX_LEVELS), row.name
+def test_comments_are_comments(samples):
+    """A line comment, and a block comment over two lines, parse and leave the nodes of the sample as they are."""
+    for lang, sample in samples.items():
+        row = language(lang)
+        lines = [f"{row.comment} a comment\n"] if row.comment else []
+        if row.block_comment:
+            start, end = row.block_comment
+            lines.append(f"{start}\na comment\n{end}\n")
+        source = sample["source"]
+        for line in lines:
+            commented = source.replace("<?php\n", f"<?php\n{line}") if lang == "php" else line + source
+            tree = parse(commented, lang)
+            assert not tree.root_node.has_error, (lang, line)
+            for level in row.levels:
+                assert len(nodes(tree, lang, level)) == len(sample[level]), (lang, line)
 
 
 def test_no_two_languages_claim_one_name():
@@ -66,7 +84,37 @@ def test_no_two_languages_claim_one_name():
         ("bin/run", "#!/usr/bin/env -S python3.11 -u\n", "python"),
         ("bin/run", "#!/bin/sh -e\n", "bash"),
         ("bin/run", "#! /usr/bin/env FOO=1 node\n", "javascript"),
-        ("bin/run", "#!/usr/bin/perl\n", None),
+        ("bin/run", "#!/usr/bin/perl\n", "perl"),
+        ("bin/run", "#!/usr/bin/perl5.36 -w\n", "perl"),
+        ("bin/run", "#!/usr/bin/env Rscript\n", "r"),
+        ("bin/run", "#!/usr/bin/tclsh\n", None),
+        ("x.R", None, "r"),
+        ("x.h", "#import <Foundation/Foundation.h>\n@class A;\n", "objc"),
+        ("x.h", "// a class\n@protocol A <NSObject>\n- (void)f;\n@end\n", "objc"),
+        ("x.m", None, "objc"),
+        ("x.mm", "#include <vector>\n", "objc"),
+        ("x.m", '#import "A.h"\n@implementation A\n@end\n', "objc"),
+        ("x.m", '/* A */\n#include "a.h"\nint f(void) {\n  return 1;\n}\n', "objc"),
+        ("x.m", "function y = f(x)\n%F does it.\ny = x;\n", "matlab"),
+        ("x.m", "function f\ndisp(1)\nend\n", "matlab"),
+        ("x.m", "classdef K < handle\nend\n", "matlab"),
+        ("x.m", "clear all\nx = [1 2 3];\nplot(x)\n", "matlab"),
+        ("x.m", "# Octave's comment\nx = 1;\nif x\n  y = 2;\nendif\n", "matlab"),
+        ("x.m", "(* ::Package:: *)\nf[x_] := x\n", None),
+        ("x.m", ":- module a.\n:- interface.\n", None),
+        ("x.pl", None, "perl"),
+        ("x.pl", "#!/usr/bin/perl -w\nprint 1;\n", "perl"),
+        ("x.pl", "use strict;\nmy $x = 1;\n", "perl"),
+        ("x.pl", "print 1;\n", "perl"),
+        ("x.pl", "%h = (\n  a => 1,\n);\n", "perl"),
+        ("x.pl", ":- use_module(library(lists)).\n\np(X) :- q(X).\n", None),
+        ("x.pl", "likes(mary, wine).\nlikes(john, X) :-\n    likes(mary, X).\n", None),
+        ("x.t", "use Test::More;\nok 1;\n", "perl"),
+        ("x.t", 'put "hello"\n', None),
+        ("x.r", "x <- 1\n", "r"),
+        ("x.r", 'REBOL [Title: "x"]\nprint 1\n', None),
+        ("x.ts", "const a: number = 1;\n", "typescript"),
+        ("x.ts", '<?xml version="1.0"?>\n<!DOCTYPE TS>\n<TS></TS>\n', None),
         ("bin/run", None, None),
         ("README", "python\n", None),
         ("photo.jpeg", None, None),

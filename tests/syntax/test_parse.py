@@ -66,30 +66,6 @@ def test_nodes_of_each_level():
     assert sorted(texts(source, "python", "expression")) == ["a.b", "a.b + g(1)", "g(1)"]
 
 
-@pytest.mark.parametrize(
-    ("lang", "source"),
-    [
-        ("c", "int f(int a) { int b = a + 1; return g(b); }"),
-        ("cpp", "int K::f(int a) { auto b = a + 1; return g(b); }"),
-        ("java", "class K { int f(int a) { int b = a + 1; return g(b); } }"),
-        ("javascript", "function f(a) { const b = a + 1; return g(b); }"),
-        ("typescript", "function f(a: number): number { const b = a + 1; return g(b); }"),
-        ("tsx", "function f(a: number) { const b = a + 1; return <p>{b}</p>; }"),
-        ("go", "package p\nfunc f(a int) int {\n\tb := a + 1\n\treturn g(b)\n}\n"),
-        ("rust", "fn f(a: i32) -> i32 { let b = a + 1; return g(b); }"),
-        ("csharp", "class K { int f(int a) { int b = a + 1; return g(b); } }"),
-        ("php", "<?php function f($a) { $b = $a + 1; return g($b); }"),
-        ("ruby", "def f(a)\n  b = a + 1\n  return g(b)\nend\n"),
-        ("bash", 'f() {\n  b="$(g 1)"\n  return 0\n}\n'),
-    ],
-)
-def test_every_code_language_gives_its_levels(lang, source):
-    assert error_share(source, lang) == 0
-    assert len(texts(source, lang, "function")) == 1
-    assert len(texts(source, lang, "statement")) >= 2
-    assert len(texts(source, lang, "expression")) >= 1
-
-
 def test_nodes_with_errors_are_no_nodes():
     source = "def good():\n    return 1\n\ndef bad():\n    return (1 +\n"
     assert all("bad" not in text for text in texts(source, "python", "function"))
