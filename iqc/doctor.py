@@ -67,7 +67,7 @@ OPTIONAL = {
     "transformers": ("transformers", "loading exported models, and the tests that do", "pip install transformers"),
 }
 TOOLS = {  # program: (arguments that print its version, what it is for, what provides it)
-    "git": (["--version"], "triplets", "install git 2.36 or later"),
+    "git": (["--version"], "repos, triplets", "install git 2.36 or later"),
     "cc": (["--version"], "Triton compiles its launchers with it", "install a C compiler"),
     "man": (["--version"], "iqc help", "install man-db, or read `iqc COMMAND -h`"),
     "mandoc": (None, "checking the manual pages", "install mandoc"),
@@ -183,10 +183,10 @@ def _grammars() -> Check:
     said, why = _ask(code)
     count, bad = json.loads(said) if said else (0, {"all": why})
     if not bad:
-        return Check("needed", "grammars", OK, f"{count} languages", "crawl-clean, fim, triplets", core=True)
+        return Check("needed", "grammars", OK, f"{count} languages", "crawl-clean, repos, fim, triplets", core=True)
     seen = "; ".join(f"{name}: {text}" for name, text in bad.items())
     remedy = "pip install --force-reinstall tree-sitter tree-sitter-language-pack==0.13.0"
-    return Check("needed", "grammars", BROKEN, seen, "crawl-clean, fim, triplets", remedy, core=True)
+    return Check("needed", "grammars", BROKEN, seen, "crawl-clean, repos, fim, triplets", remedy, core=True)
 
 
 def _torch() -> list[Check]:
