@@ -33,7 +33,7 @@ def read_scores(stream: str, name: str, repositories: Collection[str]) -> tuple[
     source = StreamInput([stream])
     for record in read_records(source):
         repository, path, score = (_value(record, key) for key in ("repo", "path", name))
-        if repository in found and isinstance(path, str) and _is_number(score):
+        if isinstance(repository, str) and repository in found and isinstance(path, str) and _is_number(score):
             found[repository].of[path] = float(score)
     return found, source.results()[0].digest
 

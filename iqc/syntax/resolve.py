@@ -118,29 +118,25 @@ class Python(Rule):
                     self.ends.add(end, path)
 
     def find(self, spec: str, importing: Importing) -> list[str]:
-        name = spec.lstrip(".")
-        parts = name.split(".") if name else []
-        if dots := len(spec) - len(name):
+        module, _, name = spec.partition(":")
+        below_dots = module.lstrip(".")
+        parts = below_dots.split(".") if below_dots else []
+        names = [[*parts, name], parts] if name else [parts]
+        if dots := len(module) - len(below_dots):
             folder = join(folder_of(importing.path), "../" * (dots - 1))
-            return [] if folder is None else self._at(folder, parts)
+            return [] if folder is None else self._at(folder, names)
         for root in self._roots(importing.path):
-            if found := self._at(root, parts):
+            if found := self._at(root, names):
                 return found
-        if parts[0] in self.builtin:
-            return []
-        for length in range(len(parts), 0, -1):
-            for end in _modules("/".join(parts[:length])):
-                if found_one := self.ends.find(end, importing.path):
-                    return [found_one]
-        return []
+        ends = (end for wanted in names for end in _modules("/".join(wanted)))
+        anywhere = () if parts[0] in self.builtin else (self.ends.find(end, importing.path) for end in ends)
+        return [path for path in anywhere if path][:1]
 
-    def _at(self, folder: str, parts: list[str]) -> list[str]:
-        """The longest beginning of the dotted name that is a module, seen from `folder`."""
-        for length in range(len(parts), -1, -1):
-            if not length and folder not in self.packages:
-                return []  # only a package is a module without a name of its own
-            for path in _modules("/".join([*([folder] if folder else []), *parts[:length]])):
-                if path in self.project.known:
+    def _at(self, folder: str, names: list[list[str]]) -> list[str]:
+        """The first of the names that is a module, seen from `folder`; no name is the package itself."""
+        for parts in names:
+            for path in _modules("/".join([folder, *parts] if folder else parts)):
+                if path in self.project.known and (parts or folder in self.packages):
                     return [path]
         return []
 
@@ -150,7 +146,7 @@ class Python(Rule):
         return folders + [folder for folder in beside if folder in self.project.folders]
 
     def is_internal(self, spec: str, importing: Importing) -> bool:
-        top = spec.partition(".")[0]
+        top = spec.partition(":")[0].partition(".")[0]
         if not top:
             return True
         near = (below(root, top) in self.folders for root in self._roots(importing.path))

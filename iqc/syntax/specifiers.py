@@ -1,6 +1,6 @@
 """What a file says that it imports, as text, by the tree-sitter queries of `imports.toml`.
 
-- python: a.b.c of `import a.b.c` and of `from a.b import c`; ..a.b with the dots of a relative import
+- python: a.b of `import a.b` and `from a.b import *`, a.b:c of `from a.b import c`, with the dots of a relative import
 - java: a.b.C; a.b.C.member of a static import; a.b.*
 - c, cpp: "x.h" and <x.h>, with their quotes
 - javascript, typescript, tsx: what stands between the quotes; of a reference comment its path, as a relative one
@@ -47,8 +47,8 @@ def _dotted(match: Match) -> str:
 
 
 def _python(match: Match) -> str:
-    """`from a import *` needs a alone."""
-    return _dotted({"module": match["module"]} if "wildcard" in match else match)
+    module, name = ("".join(text_of(match, part).split()) for part in ("module", "name"))
+    return f"{module}:{name}" if module and name else module + name
 
 
 def _include(match: Match) -> str:

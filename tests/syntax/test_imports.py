@@ -22,7 +22,7 @@ SPECIFIERS = {
         "import a.b as c, d\nfrom .x import (y as z,\n  w)\nfrom .. import q\nfrom m import *\nfrom . import *\n"
         "from __future__ import annotations\ndef f():\n  try:\n    import g . h\n  except ImportError:\n    pass\n"
         "'import no'\n# import no\n",
-        ["a.b", "d", ".x.y", ".x.w", "..q", "m", ".", "g.h"],
+        ["a.b", "d", ".x:y", ".x:w", "..:q", "m", ".", "g.h"],
     ),
     "java": (
         "package a.b;\nimport a.b.C;\nimport static a.b.C.f;\nimport a . b.*;\nimport static a.b.D.*;\n"
@@ -109,7 +109,7 @@ def test_python():
         "setup.py": ["src/pack/__init__.py"],
         "src/pack/__init__.py": ["src/pack/core.py", "src/pack/util.py"],
         "src/pack/core.py": ["src/pack/sub/deep.py"],
-        "src/pack/util.py": ["src/pack/core.py", "src/pack/sub/__init__.py"],
+        "src/pack/util.py": ["src/pack/sub/__init__.py"],
         "src/pack/sub/__init__.py": ["src/pack/core.py"],
         "src/pack/sub/deep.py": ["src/pack/__init__.py", "src/pack/sub/other.pyi"],
         "tests/test_core.py": ["src/pack/__init__.py", "src/pack/json.py", "tests/helpers.py"],
@@ -275,7 +275,7 @@ def test_a_group_stands_for_a_package_that_is_imported_whole():
 def test_what_looks_internal_and_is_not_there_is_said():
     files = {"a.py": "from . import gone\nimport os, numpy", "b.c": '#include "gone.h"\n#include <gone2.h>\n'}
     resolver = Resolver(files, lambda path: None)
-    assert resolver.targets("a.py", files["a.py"].encode(), "python") == ([], [".gone"])
+    assert resolver.targets("a.py", files["a.py"].encode(), "python") == ([], [".:gone"])
     assert resolver.targets("b.c", files["b.c"].encode(), "c") == ([], ['"gone.h"'])
 
 
