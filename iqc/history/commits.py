@@ -26,7 +26,7 @@ from math import ceil, floor
 from os import PathLike
 from pathlib import Path
 
-from iqc.errors import UsageError
+from iqc.errors import IqcError, UsageError
 from iqc.history.context import ABSENT, State
 from iqc.history.git import MissingObject, Repository
 from iqc.history.life import Line, Section, cut
@@ -37,7 +37,9 @@ from iqc.history.texts import Rejected, Texts, verified_patch
 from iqc.streams.stage import Dropped, Record
 
 _BATCH = 24  # commits whose files and diffs are asked of Git at once
-_TRAILER = re.compile(r"^[\w-]+-by: .*$|^merge pull request .*$|^change-id: .*$|https?://\S+", re.IGNORECASE | re.MULTILINE)
+_TRAILER = re.compile(
+    r"^[\w-]+-by: .*$|^merge pull request .*$|^change-id: .*$|https?://\S+", re.IGNORECASE | re.MULTILINE
+)
 _README = re.compile(r"readme(?:\.\w+)?", re.IGNORECASE)
 _INDEXED_BYTES = 200_000  # a larger file is hardly written by hand, and no search for a change needs it
 
@@ -170,7 +172,7 @@ class _Miner:
         if self.state.commit != parent:
             try:
                 self.state.synchronise(parent)
-            except MissingObject:
+            except IqcError:  # Git has many words for a tree that cannot be read
                 return False
         return True
 
@@ -280,19 +282,14 @@ def _judge_subject(subject: str) -> Rejected | None:
     for rule, value in (("subject_chars", len(subject)), ("subject_words", len(subject.split()))):
         if not rules[rule][0] < value < rules[rule][1]:
             return Rejected(rule, value, rules[rule])
-    if match := _bad().search(subject):
-        return Rejected("subject", subject, match[0])
+    if broken := [rule for rule in rules["bad"] if re.search(rule, subject, re.IGNORECASE)]:
+        return Rejected("subject", subject, broken[0])
     return None
 
 
 def _query(message: str) -> str:
     """What a message says of the change: without the lines that name people and other systems."""
     return _TRAILER.sub("", message)
-
-
-@cache
-def _bad() -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{rule})" for rule in table()["message"]["bad"]), re.IGNORECASE)
 
 
 @cache

@@ -61,9 +61,12 @@ class State:
         return [file for file, _ in self.index.top(words(message), k, skipped)]
 
     def synchronise(self, commit: str) -> None:
-        """Become the state of a commit by its tree, reading only what differs. MissingObject when a tree is missing."""
+        """Become the state of a commit by its tree, reading only what differs; of none, when `commit` is empty.
+
+        MissingObject when a tree is missing.
+        """
         found = {}
-        for entry in self.repository.tree(commit):
+        for entry in self.repository.tree(commit) if commit else ():
             if (path := _utf8(entry.path)) is not None:
                 found[path] = (entry.mode, entry.oid)
         self._forget([path for path in self.files if path not in found])

@@ -13,15 +13,37 @@ from iqc.history.git import MissingObject, Repository
 from iqc.history.listing import Listing
 
 MAX_BYTES = 120
-PATHS = ["a.py", "b.py", "d/a.py", "d/e/c.c", "ü ber.py", 'q"uote.py', "new\nline.py", "vendor/x.py", "yarn.lock", "README.md"]
-LINES = ["alpha\n", "beta gamma\n", "parseHTTPName(x)\n", "\n", "größe = 1\r\n", "-- minus\n", "++ plus\n", "x" * 50 + "\n"]
+PATHS = [
+    "a.py",
+    "b.py",
+    "d/a.py",
+    "d/e/c.c",
+    "ü ber.py",
+    'q"uote.py',
+    "new\nline.py",
+    "vendor/x.py",
+    "yarn.lock",
+    "README.md",
+]
+LINES = [
+    "alpha\n",
+    "beta gamma\n",
+    "parseHTTPName(x)\n",
+    "\n",
+    "größe = 1\r\n",
+    "-- minus\n",
+    "++ plus\n",
+    "x" * 50 + "\n",
+]
 
 text = st.tuples(st.lists(st.sampled_from(LINES), max_size=6), st.sampled_from(["", "last", "last\r"])).map(
     lambda parts: "".join(parts[0]).encode() + parts[1].encode()
 )
 content = st.one_of(text, text, text, st.sampled_from([b"", b"\0binary\n", b"caf\xe9 \xff\n", b"alpha\n" * 40]))
 edit = st.one_of(
-    st.tuples(st.just("write"), st.sampled_from(PATHS), content, st.sampled_from(["100644", "100644", "100755", "120000"])),
+    st.tuples(
+        st.just("write"), st.sampled_from(PATHS), content, st.sampled_from(["100644", "100644", "100755", "120000"])
+    ),
     st.tuples(st.just("delete"), st.sampled_from(PATHS)),
     st.tuples(st.just("move"), st.sampled_from(PATHS), st.sampled_from(PATHS)),
     st.tuples(st.just("append"), st.sampled_from(PATHS), text),
