@@ -5,7 +5,6 @@ entries still fit, where a directory that is not opened is one entry with a slas
 alone is larger is cut behind `limit` entries.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 Directory = dict[str, "Directory | None"]  # name -> what is in it; None for a file
