@@ -27,13 +27,14 @@ from os import PathLike
 from pathlib import Path
 
 from iqc.errors import IqcError, UsageError
-from iqc.history.context import ABSENT, State
+from iqc.history.change import blobs_of, read_change, reject_changes
+from iqc.history.context import State
 from iqc.history.git import MissingObject, Repository
 from iqc.history.life import Line, Section, cut
 from iqc.history.listing import Listing
-from iqc.history.log import SUBMODULE, Commit
-from iqc.history.score import FileChange, reject_message, reject_paths, reject_texts, subject_and_body, table
-from iqc.history.texts import Rejected, Texts, verified_patch
+from iqc.history.log import Commit
+from iqc.history.score import reject_message, subject_and_body, table
+from iqc.history.texts import Rejected, Texts
 from iqc.streams.stage import Dropped, Record
 
 _BATCH = 24  # commits whose files and diffs are asked of Git at once
@@ -134,12 +135,7 @@ class _Miner:
         while batch := list(islice(line, _BATCH)):
             rejected = [self._judge(commit) for commit in batch]
             self.texts.prefetch(
-                oid
-                for commit, rule in zip(batch, rejected)
-                if rule is None
-                for change in commit.changes
-                for mode, oid in ((change.old_mode, change.old), (change.new_mode, change.new))
-                if mode != ABSENT
+                oid for commit, rule in zip(batch, rejected) if rule is None for oid in blobs_of(commit.changes)
             )
             # The index follows every commit; a record is made of those that are not rejected yet.
             asked = [bool(c.parents and not c.damage and (self.state or not rule)) for c, rule in zip(batch, rejected)]
@@ -188,51 +184,27 @@ class _Miner:
             return Rejected(rule, commit.message.partition("\n")[0])
         if rejected := _judge_subject(subject_and_body(commit.message)[0]):
             return rejected
-        if len(commit.changes) > self.options.max_files:
-            return Rejected("files", len(commit.changes), self.options.max_files)
-        if any(SUBMODULE in (change.old_mode, change.new_mode) for change in commit.changes):
-            return Rejected("submodule")
-        try:
-            paths = [change.path.decode() for change in commit.changes]
-        except UnicodeDecodeError as error:
-            return Rejected("path_encoding", repr(error.object))
-        if rule := reject_paths(paths):
-            return Rejected(rule, len(paths))
-        return None
+        return reject_changes(commit.changes, self.options.max_files)
 
     def _change(self, rank: int, commit: Commit, diff: bytes | None) -> Record:
         """The triplet of a commit; Rejected by what its files and its patch are."""
         if diff is None:
             raise Rejected("missing_object", f"the change of {commit.id}")
-        judged, old, new = [], [], []
-        for change in commit.changes:
-            path = change.path.decode()
-            was = now = None
-            if change.old_mode != ABSENT:
-                old.append(was := self.texts.entry(path, change.old_mode, change.old))
-            if change.new_mode != ABSENT:
-                new.append(now := self.texts.entry(path, change.new_mode, change.new))
-            lang = (now or was or {})["lang"]
-            judged.append(FileChange(path, was["text"] if was else None, now["text"] if now else None, lang))
-        if rule := reject_texts(judged):
-            raise Rejected(rule, len(judged))
-        if len(diff) > self.options.max_patch_bytes:
-            raise Rejected("patch_bytes", len(diff), self.options.max_patch_bytes)
-        patch, encoding = verified_patch(diff, old, new)
+        whole = read_change(self.texts, commit.changes, diff, self.options.max_patch_bytes)
         return {
             "id": self._id(commit),
             "repo": self.name,
-            "old": {"commit": commit.parents[0], "files": old},
-            "patch": patch,
-            "new": {"commit": commit.id, "files": new},
+            "old": {"commit": commit.parents[0], "files": whole.old},
+            "patch": whole.patch,
+            "new": {"commit": commit.id, "files": whole.new},
             "messages": [commit.message],
             "metadata": {
                 "percentile": round(self.section.line.percentile(rank, commit.time), 4),
                 "commits": self.section.line.commits,
                 "time": commit.time,
                 "merge": len(commit.parents) > 1,
-                "patch_encoding": encoding,
-                "binaries": sum(one.old is None and one.new is None for one in judged),
+                "patch_encoding": whole.encoding,
+                "binaries": whole.binaries,
             },
         }
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from iqc.bm25 import Index, words
+from iqc.history.change import ABSENT
 from iqc.history.git import Repository
 from iqc.history.listing import Listing
 from iqc.history.log import Change, Commit
 from iqc.history.patch import headers
 from iqc.history.score import table
 
-ABSENT = "000000"
 _REGULAR = ("100644", "100755")
 _BINARY_PREFIX = 8000  # bytes that Git looks at for a NUL (xdiff-interface.c, FIRST_FEW_BYTES)
 _REMOVED = re.compile(rb"\n-(.*)")
