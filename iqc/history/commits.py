@@ -178,7 +178,7 @@ class _Miner:
             return Rejected("missing_object", commit.damage)
         if not commit.parents:
             return Rejected("root")
-        if _bot().search(commit.author):
+        if is_bot(commit.author):
             return Rejected("bot", commit.author)
         if rule := reject_message(commit.message, merge=len(commit.parents) > 1):
             return Rejected(rule, commit.message.partition("\n")[0])
@@ -262,6 +262,11 @@ def _judge_subject(subject: str) -> Rejected | None:
 def _query(message: str) -> str:
     """What a message says of the change: without the lines that name people and other systems."""
     return _TRAILER.sub("", message)
+
+
+def is_bot(author: str) -> bool:
+    """Whether a login, or `name <address>`, is of a program."""
+    return _bot().search(author) is not None
 
 
 @cache

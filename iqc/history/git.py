@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from iqc.errors import IqcError
-from iqc.history.log import LOG, Commit, TreeEntry, commits, tree_entries
+from iqc.history.log import LOG, Change, Commit, TreeEntry, changes, commits, tree_entries
 
 _ABSENT = re.compile(
     r"unable to (?:read|find|parse|stream|get)|could not (?:parse|get|read)|cannot (?:read|be read)|bad (?:object|tree)"
@@ -293,6 +293,22 @@ class Repository:
                 data += chunk
             yield bytes(data[1 : end + 1])
             del data[: end + len(_END) - 1]
+
+    def changes(self, old: str, new: str) -> tuple[Change, ...]:
+        """What differs between two commits, without renames; MissingObject when one is not there."""
+        process = self._start("diff-tree", "-r", "-z", "--raw", "--no-abbrev", "--no-renames", old, new, "--")
+        found = tuple(changes(_pipe(process.stdout)))
+        if process.wait():
+            raise self._failed(process, f"compare {old} and {new}")
+        return found
+
+    def merge_base(self, one: str, other: str) -> str:
+        """The commit from which two commits come; IqcError when there is none, or they are no commits."""
+        process = self._start("merge-base", one, other)
+        found = _pipe(process.stdout).read().decode().strip()
+        if process.wait():
+            raise self._failed(process, f"find where {one} and {other} part")
+        return found
 
     def tree(self, commit: str) -> Iterator[TreeEntry]:
         """Every file, link and submodule of a commit, by path; MissingObject when a tree is not there."""

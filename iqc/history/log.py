@@ -58,22 +58,33 @@ def commits(stream: IO[bytes]) -> Iterator[Commit]:
     """
     found = fields(stream)
     head: list[bytes] = []
-    changes: list[Change] = []
+    changed: list[Change] = []
     for token in found:
         if token.startswith(b"\x01"):
             if head:
-                yield _commit(head, changes)
-            head, changes = [token[1:], *islice(found, 4)], []
+                yield _commit(head, changed)
+            head, changed = [token[1:], *islice(found, 4)], []
             if len(head) < 5:
                 return
         else:
-            old_mode, new_mode, old, new, _ = token.lstrip(b"\n:").decode().split(" ")
             path = next(found, None)
             if path is None:
                 return
-            changes.append(Change(path, old_mode, new_mode, old, new))
+            changed.append(_change(token, path))
     if head:
-        yield _commit(head, changes)
+        yield _commit(head, changed)
+
+
+def changes(stream: IO[bytes]) -> Iterator[Change]:
+    """The output of `git diff-tree --raw -z`."""
+    found = fields(stream)
+    for token in found:
+        yield _change(token, next(found))
+
+
+def _change(about: bytes, path: bytes) -> Change:
+    old_mode, new_mode, old, new, _ = about.lstrip(b"\n:").decode().split(" ")
+    return Change(path, old_mode, new_mode, old, new)
 
 
 def _commit(head: list[bytes], changes: list[Change]) -> Commit:

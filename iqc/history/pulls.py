@@ -1,0 +1,270 @@
+"""Pull requests: the text of an export joined with the change that the repository holds.
+
+A record is a triplet of base..merge with the conversation around it:
+
+    pull        {number, author, title, body, state, merged, labels, base, head}
+    issues      [{number, author, title, body, comments: [{author, body, time}]}]   those that it closes
+    discussion  [{kind, author, body, path, hunk, verdict, time}]   comment, review, review_comment, by time
+
+Which commits they are: `merge_commit_sha` where it is on the first-parent line of HEAD (a merge, a squash, or the last
+of `commits` rebased ones); else the first commit of that line whose message names the number, as GitHub writes it; else
+`head.sha`, from where it left the base, when the object store has it. `metadata.found` says which.
+
+People are user_0, user_1, ... within a record (names.py); what bots say is left out and counted. A title or body that
+the export lacks is taken from the commit's message.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+
+from iqc.errors import IqcError
+from iqc.history.change import Whole, read_change, reject_changes
+from iqc.history.commits import is_bot
+from iqc.history.export import Note, Thread, Threads, linked, read_export, table
+from iqc.history.git import MissingObject, Repository
+from iqc.history.log import Change, Commit
+from iqc.history.names import Names
+from iqc.history.score import subject_and_body
+from iqc.history.texts import Rejected, Texts
+from iqc.streams.stage import Dropped, Record
+
+_OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_MERGE = re.compile(r"Merge pull request #(\d{1,9})\b")
+_SQUASH = re.compile(r"\(#(\d{1,9})\)\s*$")
+_REBASED = 100  # commits of a rebased pull request, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is joined.
+
+    name             the repository's name, as the export has it: owner/name; its directory's name when empty
+    export           JSONL files with the pull requests and issues (export.py)
+    max_files        files that a pull request may change
+    max_file_bytes   size of a changed file, on either side
+    max_patch_bytes  size of the patch
+    encodings        tried in order, strictly, on a file that declares none
+    """
+
+    name: str = ""
+    export: tuple[str, ...] = ()
+    max_files: int = 30
+    max_file_bytes: int = 500_000
+    max_patch_bytes: int = 100_000
+    encodings: tuple[str, ...] = ("utf-8",)
+
+
+def pulls(path: str | PathLike[str], options: Options, threads: Threads | None = None) -> Iterator[Record | Dropped]:
+    """The pull requests of one repository by number: a record each, or the rule that dropped it.
+
+    `threads` is what `read_export` found of this repository; without it, the export is read here. BadRecord with file
+    and line for what is wrong in it; IqcError by name: not a repository, no commits, shallow.
+    """
+    name = options.name or Path(path).resolve().name.removesuffix(".git")
+    if threads is None:
+        threads = read_export(options.export, [name])[name]
+    with Repository(path) as repository:
+        yield from _Joiner(repository, options, name, threads).join()
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """The commits of a pull request: from the state `old` to `new`; `found` says how they were found."""
+
+    found: str
+    old: str
+    new: str
+    changes: tuple[Change, ...]
+    messages: tuple[str, ...]
+    time: int
+
+
+@dataclass(slots=True)
+class _Joiner:
+    repository: Repository
+    options: Options
+    name: str
+    threads: Threads
+    texts: Texts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.texts = Texts(self.repository, self.options.max_file_bytes, self.options.encodings)
+
+    def join(self) -> Iterator[Record | Dropped]:
+        pulls = [thread for _, thread in sorted(self.threads.items()) if thread.pull]
+        on_line = self._on_line(pulls)
+        for pull in pulls:
+            try:
+                yield self._record(pull, on_line.get(pull.number))
+            except Rejected as error:
+                about = {"id": f"{self.name}#{pull.number}", "repo": self.name}
+                yield Dropped(about, f"pulls.{error.rule}", error.value, error.threshold)
+
+    def _on_line(self, pulls: Sequence[Thread]) -> dict[int, tuple[str, Commit]]:
+        """How and which commit of the first-parent line ends a pull request; one that it names goes before another."""
+        named = {sha: pull.number for pull in pulls if pull.get("merged") and (sha := pull.get("merge_commit"))}
+        numbers = {pull.number for pull in pulls}
+        found: dict[int, tuple[str, Commit]] = {}
+        for commit in self.repository.log(self.repository.head) if pulls else ():
+            subject = commit.message.partition("\n")[0]
+            match = _MERGE.match(subject) or _SQUASH.search(subject)
+            if commit.id in named:
+                found[named[commit.id]] = ("merge_commit", commit)
+            elif match and int(match[1]) in numbers:
+                found.setdefault(int(match[1]), ("message", commit))
+        return found
+
+    def _record(self, pull: Thread, on_line: tuple[str, Commit] | None) -> Record:
+        """The record of a pull request; Rejected by what speaks against it."""
+        limits = table()["limits"]
+        if pull.get("bot") or is_bot(pull.get("author", "")):
+            raise Rejected("bot", pull.get("author"))
+        title = pull.get("title")
+        low, high = limits["title_chars"]
+        if title is not None and not low <= len(title) <= high:
+            raise Rejected("title_chars", len(title), limits["title_chars"])
+        span = self._span(pull, on_line)
+        if rejected := reject_changes(span.changes, self.options.max_files):
+            raise rejected
+        if title is None:
+            title, body = subject_and_body(span.messages[-1])
+            pull.learn("", title=_SQUASH.sub("", title).strip() or None, body=body or None)
+            if not low <= len(pull.get("title", "")) <= high:
+                raise Rejected("title_chars", len(pull.get("title", "")), limits["title_chars"])
+        try:
+            diff = self.repository.diff(span.old, span.new)
+        except MissingObject as error:
+            raise Rejected("missing_object", error.what) from None
+        whole = read_change(self.texts, span.changes, diff, self.options.max_patch_bytes)
+        record = self._with_text(pull, span, whole)
+        chars = len(whole.patch) + sum(map(len, _texts(record)))
+        if not limits["chars"][0] <= chars <= limits["chars"][1]:
+            raise Rejected("chars", chars, limits["chars"])
+        return record
+
+    def _span(self, pull: Thread, on_line: tuple[str, Commit] | None) -> _Span:
+        if on_line is None:
+            return self._left_from_base(pull)
+        found, commit = on_line
+        if commit.damage:
+            raise Rejected("missing_object", commit.damage)
+        if not commit.parents:
+            raise Rejected("root")
+        count = pull.get("commits", 1)
+        subject = commit.message.partition("\n")[0]
+        # GitHub writes the number or the title into the message of a squash; rebased commits keep what they had.
+        squash = _SQUASH.search(subject) or subject.strip() == pull.get("title", "").strip()
+        if len(commit.parents) == 1 and not squash and 1 < count <= _REBASED:
+            line = list(self.repository.log(commit.id, count))
+            first = line[0].parents[0] if line[0].parents else ""
+            if first and len(line) == count:
+                changes = self.repository.changes(first, commit.id)
+                messages = tuple(one.message for one in line)
+                return _Span("rebase", first, commit.id, changes, messages, commit.time)
+        return _Span(found, commit.parents[0], commit.id, commit.changes, (commit.message,), commit.time)
+
+    def _left_from_base(self, pull: Thread) -> _Span:
+        """The head of a pull request that is not on the line, against where it left it."""
+        head = pull.get("head_sha", "")
+        if not _OID.fullmatch(head):
+            raise Rejected("no_commit")
+        try:
+            base = self.repository.merge_base(self.repository.head, head)
+            if base == head:
+                raise Rejected("no_commit", head)
+            (last,) = islice(self.repository.log(head, 1), 1)
+            changes = self.repository.changes(base, head)
+        except IqcError as error:  # it is not there, or no commit
+            raise Rejected("no_commit", error.what) from None
+        return _Span("head", base, head, changes, (last.message,), last.time)
+
+    def _with_text(self, pull: Thread, span: _Span, whole: Whole) -> Record:
+        said = pull.said()
+        notes = [note for note in said if not _by_bot(note)]
+        links = pull.links | set(linked(pull.get("title", ""), self.name))
+        for message in span.messages:
+            links |= set(linked(message, self.name))
+        issues = [self.threads[k] for k in sorted(links) if k in self.threads and not self.threads[k].pull]
+        people = [pull.get("author", ""), *(note.author for note in notes)]
+        for issue in issues:
+            people += [issue.get("author", ""), *(note.author for note in issue.said())]
+        names = Names({login.lower() for login in people if login})
+        bots = len(said) - len(notes)
+        shown = {
+            "number": pull.number,
+            "author": names.of(pull.get("author", "")),
+            "title": names.text(pull.get("title", "")),
+            "body": names.message(pull.get("body", "")),
+            "state": pull.get("state", "closed" if span.found != "head" else "open"),
+            "merged": bool(pull.get("merged", span.found != "head")),
+            "labels": pull.get("labels", []),
+            "base": {"ref": pull.get("base_ref"), "sha": span.old},
+            "head": {"ref": pull.get("head_ref"), "sha": pull.get("head_sha")},
+        }
+        closed = []
+        for issue in issues:
+            comments = [note for note in issue.said() if not _by_bot(note)]
+            bots += len(issue.said()) - len(comments)
+            closed.append(
+                {
+                    "number": issue.number,
+                    "author": names.of(issue.get("author", "")),
+                    "title": names.text(issue.get("title", "")),
+                    "body": names.text(issue.get("body", "")),
+                    "comments": [
+                        {"author": names.of(note.author), "body": names.text(note.body), "time": note.time}
+                        for note in comments
+                    ],
+                }
+            )
+        return {
+            "id": f"{self.name}#{pull.number}",
+            "repo": self.name,
+            "old": {"commit": span.old, "files": whole.old},
+            "patch": whole.patch,
+            "new": {"commit": span.new, "files": whole.new},
+            "messages": [names.message(message) for message in span.messages],
+            "pull": shown,
+            "issues": closed,
+            "discussion": [_note(note, names) for note in notes],
+            "metadata": {
+                "found": span.found,
+                "time": span.time,
+                "patch_encoding": whole.encoding,
+                "binaries": whole.binaries,
+                "bot_comments": bots,
+            },
+        }
+
+
+def _note(note: Note, names: Names) -> Record:
+    return {
+        "kind": note.kind,
+        "author": names.of(note.author),
+        "body": names.text(note.body),
+        "path": note.path,
+        "hunk": note.hunk,
+        "verdict": note.verdict,
+        "time": note.time,
+    }
+
+
+def _by_bot(note: Note) -> bool:
+    return note.bot or is_bot(note.author)
+
+
+def _texts(record: Record) -> Iterator[str]:
+    """What people wrote in a record."""
+    yield record["pull"]["title"]
+    yield record["pull"]["body"]
+    for issue in record["issues"]:
+        yield issue["title"]
+        yield issue["body"]
+        yield from (comment["body"] for comment in issue["comments"])
+    for note in record["discussion"]:
+        yield note["body"]
+        yield note["hunk"] or ""
