@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 _LOGIN = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,38})(?:\[bot\])?"
 _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]*`)", re.DOTALL)
-_MENTION = re.compile(rf"(?<![\w@/.`-])@({_LOGIN})(?![\w/-])")
+_MENTION = re.compile(rf"(?<![\w@/.-])@({_LOGIN})(?![\w/-])")
 _PAGE = re.compile(rf"\bgithub\.com/({_LOGIN})(?=[/\s).,]|$)")
 _FROM = re.compile(rf"^(Merge pull request #\d+ from )({_LOGIN})(?=[/:])", re.MULTILINE)
 _PERSON = re.compile(r"^([\w-]+-by): .*$", re.MULTILINE | re.IGNORECASE)

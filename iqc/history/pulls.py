@@ -6,9 +6,9 @@ A record is a triplet of base..merge with the conversation around it:
     issues      [{number, author, title, body, comments: [{author, body, time}]}]   those that it closes
     discussion  [{kind, author, body, path, hunk, verdict, time}]   comment, review, review_comment, by time
 
-Which commits they are: `merge_commit_sha` where it is on the first-parent line of HEAD (a merge, a squash, or the last
-of `commits` rebased ones); else the first commit of that line whose message names the number, as GitHub writes it; else
-`head.sha`, from where it left the base, when the object store has it. `metadata.found` says which.
+Which commits they are: `merge_commit_sha` of one that was merged (a merge, a squash, or the last of `commits` rebased
+ones); else the first commit of HEAD's first-parent line whose message names the number, as GitHub writes it; else
+`head.sha`, from where it left HEAD. The first that the object store has; `metadata.found` says which.
 
 People are user_0, user_1, ... within a record (names.py); what bots say is left out and counted. A title or body that
 the export lacks is taken from the commit's message.
@@ -17,7 +17,6 @@ the export lacks is taken from the commit's message.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from os import PathLike
 from pathlib import Path
 
@@ -147,6 +146,8 @@ class _Joiner:
         return record
 
     def _span(self, pull: Thread, on_line: tuple[str, Commit] | None) -> _Span:
+        if on_line is None and (commit := self._commit(pull.get("merge_commit")) if pull.get("merged") else None):
+            on_line = "merge_commit", commit  # into another branch
         if on_line is None:
             return self._left_from_base(pull)
         found, commit = on_line
@@ -167,20 +168,28 @@ class _Joiner:
                 return _Span("rebase", first, commit.id, changes, messages, commit.time)
         return _Span(found, commit.parents[0], commit.id, commit.changes, (commit.message,), commit.time)
 
+    def _commit(self, oid: str | None) -> Commit | None:
+        """A commit that an export names, when it is there. What is no id is not shown to Git."""
+        if oid is None or not _OID.fullmatch(oid):
+            return None
+        try:
+            return next(self.repository.log(oid, 1), None)
+        except IqcError:
+            return None
+
     def _left_from_base(self, pull: Thread) -> _Span:
         """The head of a pull request that is not on the line, against where it left it."""
-        head = pull.get("head_sha", "")
-        if not _OID.fullmatch(head):
-            raise Rejected("no_commit")
+        head = self._commit(pull.get("head_sha"))
+        if head is None:
+            raise Rejected("no_commit", pull.get("head_sha"))
         try:
-            base = self.repository.merge_base(self.repository.head, head)
-            if base == head:
-                raise Rejected("no_commit", head)
-            (last,) = islice(self.repository.log(head, 1), 1)
-            changes = self.repository.changes(base, head)
-        except IqcError as error:  # it is not there, or no commit
-            raise Rejected("no_commit", error.what) from None
-        return _Span("head", base, head, changes, (last.message,), last.time)
+            base = self.repository.merge_base(self.repository.head, head.id)
+            if base == head.id:
+                raise Rejected("no_commit", head.id)
+            changes = self.repository.changes(base, head.id)
+        except IqcError as error:
+            raise Rejected("missing_object", error.what) from None
+        return _Span("head", base, head.id, changes, (head.message,), head.time)
 
     def _with_text(self, pull: Thread, span: _Span, whole: Whole) -> Record:
         said = pull.said()
