@@ -75,9 +75,9 @@ def headers(section: list[str]) -> tuple[str | None, str | None, str | None, lis
         elif name == "deleted file":
             new = None
         elif line.startswith("rename from "):
-            old = unquote(line[len("rename from ") : -1])
+            old = unquote(line.removeprefix("rename from ").removesuffix("\n"))
         elif line.startswith("rename to "):
-            new = unquote(line[len("rename to ") : -1])
+            new = unquote(line.removeprefix("rename to ").removesuffix("\n"))
     return old, new, mode, []
 
 

@@ -48,26 +48,29 @@ class FileChange:
     def reformatted(self) -> bool:
         """Both sides exist and are the same but for white space."""
         old, new = self.differing
-        return self.old is not None and self.new is not None and old.split() == new.split()
+        if self.old is None or self.new is None or old.split(maxsplit=9)[:9] != new.split(maxsplit=9)[:9]:
+            return False
+        return old.split() == new.split()
 
     @cached_property
     def generated(self) -> bool:
         """By its name, by what it says of itself, or a binary file: nobody typed it."""
         text = self.new if self.new is not None else self.old
-        if text is None or _pattern("generated_path").search(self.path):
+        if text is None or path_is("generated_path", self.path):
             return True
-        return bool(_pattern("generated_text").search(text[:1000]))
+        head = text[:1000].lower()
+        return any(words in head for words in table()["reject"]["generated_text"])
 
 
 def _alike(one: str, other: str, from_end: bool = False) -> int:
-    """How many characters two texts begin, or end, with alike: halves are compared, which is a matter of memory."""
+    """How many characters two texts begin, or end, with alike; halves are compared, which is a matter of memory."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2
         if from_end:
-            same = one[len(one) - middle : len(one) - low] == other[len(other) - middle : len(other) - low]
+            same = one.endswith(other[len(other) - middle : len(other) - low], 0, len(one) - low)
         else:
-            same = one[low:middle] == other[low:middle]
+            same = one.startswith(other[low:middle], low)
         low, high = (middle, high) if same else (low, middle - 1)
     return low
 
@@ -80,6 +83,12 @@ def table() -> dict[str, Any]:
 @cache
 def _pattern(rule: str) -> re.Pattern[str]:
     return re.compile(table()["reject"][rule], re.IGNORECASE if rule not in ("lock", "test") else 0)
+
+
+@lru_cache(maxsize=1 << 14)
+def path_is(rule: str, path: str) -> bool:
+    """Whether a path is vendored, a lock, a test or a generated_path."""
+    return bool(_pattern(rule).search(path))
 
 
 def subject_and_body(message: str) -> tuple[str, str]:
@@ -104,14 +113,14 @@ def reject_paths(paths: list[str]) -> str | None:
     if not paths:
         return "empty"
     for rule in ("vendored", "lock"):
-        if all(_pattern(rule).search(path) for path in paths):
+        if all(path_is(rule, path) for path in paths):
             return rule
     return None
 
 
 def reject_texts(changes: list[FileChange]) -> str | None:
     """The rule that a change breaks by what its texts are: generated, or the same but for white space."""
-    ours = [change for change in changes if not _pattern("lock").search(change.path)]
+    ours = [change for change in changes if not path_is("lock", change.path)]
     if all(change.generated for change in ours):
         return "generated"
     if all(change.reformatted for change in ours):
@@ -136,7 +145,7 @@ def score(changes: list[FileChange], messages: list[str]) -> tuple[float, dict[s
     message   mean over the commits of the share of message rules that are kept
     """
     is_code = [change.lang is not None and languages()[change.lang].code for change in changes]
-    is_test = [bool(_pattern("test").search(change.path)) for change in changes]
+    is_test = [path_is("test", change.path) for change in changes]
     code = any(c and not t for c, t in zip(is_code, is_test))
     parts = {
         "size": _size(changed_lines(changes)),

@@ -87,9 +87,11 @@ class Texts:
         for name in [*said, *self.encodings]:
             try:
                 encoding = codecs.lookup(name).name
+                if not _superset_of_ascii(encoding):  # asked first: some of the others decode in quadratic time
+                    continue
                 text = data.decode(encoding)
                 # UTF-8 is strict: no two texts have the same bytes.
-                if (encoding == "utf-8" or text.encode(encoding) == data) and _superset_of_ascii(encoding):
+                if encoding == "utf-8" or text.encode(encoding) == data:
                     return text, encoding
             except (LookupError, ValueError):
                 continue

@@ -27,6 +27,7 @@ from iqc.streams.stage import Dropped, Record, rng
 from iqc.syntax.languages import language_of
 
 _ABSENT = "000000"
+_AHEAD = 32  # commits
 _STRETCHES = 256  # in a section: what one worker does at a time, and holds the records of
 
 
@@ -148,9 +149,9 @@ class _Miner:
             while rank < start:
                 held.popleft() if held else next(commits)
                 rank += 1
-            held.extend(islice(commits, self.options.horizon + 1 - len(held)))
+            self._fill(held, commits)
             ends = []
-            for item in self._ends(held):
+            for item in self._ends(list(islice(held, self.options.horizon + 1))):
                 if isinstance(item, Dropped):
                     yield item
                 else:
@@ -165,6 +166,18 @@ class _Miner:
                     best, free = end, start + end.taken
                 except Rejected as rejected:
                     yield self._dropped(held[0], end.commit, rejected, end.parts)
+
+    def _fill(self, held: deque[Commit], commits: Iterator[Commit]) -> None:
+        """Hold what the start needs; some more where every commit will be read, whose files are then read in one go."""
+        if (missing := self.options.horizon + 1 - len(held)) <= 0:
+            return
+        line = self.section.line
+        every = _stretches(line, self.options) * self.options.horizon > line.last - line.first
+        fresh = list(islice(commits, missing + (_AHEAD if every else 0)))
+        held.extend(fresh)
+        if every:
+            small = (commit.changes for commit in fresh if len(commit.changes) <= self.options.max_files)
+            self.texts.prefetch(oid for changes in small for change in changes for oid in _blobs(change))
 
     def _starts(self) -> Iterator[tuple[int, int, Random]]:
         """The stretches of the section, as first and last rank, each with its own generator."""
@@ -279,5 +292,6 @@ class _Miner:
 
 
 def _blobs(change: Change) -> list[str]:
-    """The ids of the sides that exist."""
-    return [oid for mode, oid in ((change.old_mode, change.old), (change.new_mode, change.new)) if mode != _ABSENT]
+    """The ids of the sides that are files."""
+    sides = ((change.old_mode, change.old), (change.new_mode, change.new))
+    return [oid for mode, oid in sides if mode not in (_ABSENT, SUBMODULE)]

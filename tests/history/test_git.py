@@ -98,15 +98,47 @@ def test_a_directory_inside_a_repository_is_not_taken_for_it(work):
         Repository(work.place / "sub")
 
 
-def test_a_damaged_repository_is_an_error_by_name(work):
-    work.write("d/a", "1")
-    work.commit("one")
-    work.write("d/a", "2")
-    work.commit("two")
-    tree = work.git("rev-parse", "HEAD:d").decode().strip()
-    (work.place / ".git/objects" / tree[:2] / tree[2:]).unlink()
-    with Repository(work.place) as repository, pytest.raises(MissingObject):
-        list(repository.log(repository.head))
+def test_a_damaged_tree_costs_the_commits_that_need_it(work):
+    ids = []
+    for k in range(5):
+        work.write("d/a", str(k))
+        ids.append(work.commit(f"number {k}"))
+    tree = work.git("rev-parse", "HEAD~2:d").decode().strip()
+    path = work.place / ".git/objects" / tree[:2] / tree[2:]
+    whole = path.read_bytes()
+    path.chmod(0o644)
+    for spoil in (lambda: path.unlink(), lambda: path.write_bytes(b"garbage"), lambda: path.write_bytes(whole[:9])):
+        spoil()
+        with Repository(work.place) as repository:
+            commits = list(repository.log(repository.head))
+            assert [commit.id for commit in commits] == ids
+            assert [bool(commit.damage) for commit in commits] == [False, False, True, True, False]
+            assert [commit.message for commit in commits] == [f"number {k}" for k in range(5)]
+            found = list(repository.diffs([(ids[0], ids[1]), (ids[1], ids[2]), (ids[3], ids[4]), (ids[2], ids[4])]))
+            assert [type(item) for item in found] == [bytes, MissingObject, bytes, MissingObject]
+            with pytest.raises(MissingObject):
+                list(repository.tree(ids[2]))
+            assert [entry.path for entry in repository.tree(ids[3])] == [b"d/a"]
+
+
+def test_a_damaged_blob_costs_itself(work):
+    for k in range(4):
+        work.write(f"f{k}", f"text of the file {k}\n" * 99)
+    work.commit("all")
+    oids = [work.git("rev-parse", f"HEAD:f{k}").decode().strip() for k in range(4)]
+    for k, data in ((1, b"garbage"), (2, None)):
+        path = work.place / ".git/objects" / oids[k][:2] / oids[k][2:]
+        whole = path.read_bytes()
+        path.chmod(0o644)
+        path.write_bytes(whole[: len(whole) // 2] if data is None else data)
+    with Repository(work.place) as repository:
+        found = list(repository.blobs([*oids, "12" * 20, oids[0]], 10_000))
+        kinds = [bytes, MissingObject, MissingObject, bytes, MissingObject, bytes]
+        assert [type(item) for item in found] == kinds
+        some = repository.blobs(oids, 10_000)  # left unread
+        next(some)
+        some.close()
+        assert repository.blob(oids[3], 10_000) == b"text of the file 3\n" * 99
 
 
 def test_no_setting_of_the_repository_runs_a_program(work, tmp_path):
