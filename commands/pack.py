@@ -41,8 +41,11 @@ def pack(
     fim_middle_only: Annotated[
         bool, typer.Option("--fim-middle-only", help="Of fim samples, learn the middle alone.")
     ] = False,
+    change_only: Annotated[
+        bool, typer.Option("--change-only", help="Of triplets, commits and pull requests, learn the change alone.")
+    ] = False,
 ) -> None:
-    """Tokenise documents, fim samples, chats and triplets, and pack them into rows of a context length.
+    """Tokenise documents, fim samples, chats, repositories and changes, and pack them into rows of a context length.
 
     Rows hold whole samples with their lengths, so that no token sees another sample, and a loss weight a token.
     """
@@ -60,6 +63,7 @@ def pack(
         "long": long.value,
         "window": window,
         "fim_middle_only": fim_middle_only,
+        "change_only": change_only,
     }
-    factory = partial(tokenise_stage, tokenizer, fim_middle_only)
+    factory = partial(tokenise_stage, tokenizer, fim_middle_only, change_only)
     run_stage("pack", options, settings, factory, reduce=reduce, measure=measured)

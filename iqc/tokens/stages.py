@@ -12,12 +12,12 @@ from iqc.tokens.render import render, tokenise
 from iqc.tokens.tokenizer import load
 
 
-def tokenise_stage(tokenizer: str, fim_middle_only: bool = False) -> Transform:
+def tokenise_stage(tokenizer: str, fim_middle_only: bool = False, change_only: bool = False) -> Transform:
     """The map of `pack`: a record to its tokens."""
     loaded = load(Path(tokenizer))
 
     def transform(record: Record) -> Iterable[Record]:
-        yield tokenise(record, loaded, fim_middle_only=fim_middle_only)
+        yield tokenise(record, loaded, fim_middle_only=fim_middle_only, change_only=change_only)
 
     return transform
 

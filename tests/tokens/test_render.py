@@ -24,6 +24,40 @@ TRIPLET = {
     "patch": "--- a/a\n+++ b/a\n",
     "messages": ["First\n", "Second"],
 }
+COMMIT = TRIPLET | {
+    "id": "k",
+    "new": {"commit": "2", "files": [{"path": "a", "text": "y\n"}, {"path": "b/c", "text": "z"}]},
+    "context": {
+        "readme": {"path": "README", "text": "Read\n"},
+        "tree": ["README", "a", "b/"],
+        "files": [{"path": "a", "text": "x\n", "lang": None}, {"path": "d", "text": "no end"}],
+    },
+}
+NOTE = {"kind": "comment", "author": "user_1", "body": "Yes", "path": None, "hunk": None, "verdict": None, "time": ""}
+PULL = TRIPLET | {
+    "id": "p",
+    "new": COMMIT["new"],
+    "pull": {
+        "number": 3,
+        "author": "user_0",
+        "title": "Add y",
+        "body": "It is\nneeded",
+        "state": "closed",
+        "merged": True,
+    },
+    "issues": [{"number": 2, "author": "user_2", "title": "No y", "body": "Why", "comments": [NOTE]}],
+    "discussion": [
+        NOTE,
+        NOTE | {"path": "a", "hunk": "@@ -1 +1 @@\n-x\n+y"},
+        NOTE | {"verdict": "approved", "body": ""},
+    ],
+}
+REPOSITORY = {
+    "id": "r",
+    "repo": "o/r",
+    "commit": "1",
+    "files": [{"path": "a", "text": "x\n"}, {"path": "logo", "text": None}, {"path": "b", "text": "y"}],
+}
 TOOLS = [{"type": "function", "function": {"name": "run", "description": "<b> & é", "parameters": {}}}]
 CALL = {"id": "1", "type": "function", "function": {"name": "run", "arguments": {"a": [1, "é"]}}}
 CALL_TEXT = {"id": "2", "type": "function", "function": {"name": "run", "arguments": '{"b":  2}'}}
@@ -150,7 +184,19 @@ def hostile_records():
         | {"metadata": {"repo": evil, "path": evil}},
         TRIPLET | {"repo": evil, "patch": evil, "messages": [evil], "old": {"files": [{"path": evil, "text": evil}]}},
         {"id": "c", "messages": messages, "tools": [{"name": evil}]},
+        evil_in(REPOSITORY, evil),
+        evil_in(COMMIT, evil),
+        evil_in(PULL, evil),
     ]
+
+
+def evil_in(value, evil):
+    """The same with every text replaced."""
+    if isinstance(value, dict):
+        return {k: v if k == "id" else evil_in(v, evil) for k, v in value.items()}
+    if isinstance(value, list):
+        return [evil_in(v, evil) for v in value]
+    return evil if isinstance(value, str) else value
 
 
 @pytest.mark.parametrize("record", hostile_records(), ids=lambda r: r["id"])
@@ -213,6 +259,8 @@ def test_kinds():
     assert kind_of({"id": "", "text": ""}) == "document"
     assert kind_of(FIM) == "fim" and kind_of(TRIPLET) == "triplet"
     assert kind_of({"messages": []}) == "chat"
+    assert kind_of(COMMIT) == "commit" and kind_of(PULL) == "pull" and kind_of(REPOSITORY) == "repository"
+    assert kind_of(PULL | {"context": COMMIT["context"]}) == "pull"
 
 
 @pytest.mark.parametrize(
@@ -235,9 +283,58 @@ def test_kinds():
         (FIM | CONTEXT | {"context": ["a"]}, "context"),
         (FIM | {"prefix": None}, "prefix"),
         (TRIPLET | {"old": {}}, "files"),
+        (TRIPLET | {"messages": [1]}, "messages"),
+        (REPOSITORY | {"files": {}}, "files"),
+        (REPOSITORY | {"repo": 1}, "repo"),
+        (COMMIT | {"context": []}, "files"),
+        (COMMIT | {"context": COMMIT["context"] | {"readme": "x"}}, "readme"),
+        (COMMIT | {"context": COMMIT["context"] | {"tree": "x"}}, "tree"),
+        (COMMIT | {"new": None}, "files"),
+        (PULL | {"pull": 1}, "pull is not"),
+        (PULL | {"issues": None}, "issues"),
+        (PULL | {"discussion": [{}]}, "author"),
+        (PULL | {"pull": PULL["pull"] | {"merged": False, "state": 0}}, "state"),
     ],
 )
 def test_bad_records_are_refused_by_name(record, says):
     with pytest.raises(BadRecord, match=says) as caught:
         render(record)
     assert caught.value.remedy
+
+
+CHANGE = "a\nb/c\nlogo\n\n--- a/a\n+++ b/a\n"
+
+
+def test_repository():
+    assert render(REPOSITORY).string() == "<|repo_name|>o/r\n<|file_sep|>a\nx\n<|file_sep|>b\ny<|endoftext|>"
+
+
+def test_commit():
+    """Repository, README, tree, files, message; then the paths and the patch. The old files are not shown."""
+    assert render(COMMIT).string() == (
+        "<|repo_name|>o/r\n<|file_sep|>README\nRead\n<|file_sep|>.\nREADME\na\nb/\n"
+        "<|file_sep|>a\nx\n<|file_sep|>d\nno end<|file_sep|>First\n\nSecond\n\n" + CHANGE + "<|endoftext|>"
+    )
+    bare = COMMIT | {"context": {"readme": None, "tree": [], "files": []}}
+    assert render(bare).string().startswith("<|repo_name|>o/r\n<|file_sep|>.\n<|file_sep|>First")
+
+
+def test_pull():
+    assert render(PULL).string() == (
+        "<|repo_name|>o/r\n<|file_sep|>Issue #2: No y\nuser_2: Why\nuser_1: Yes\n<|file_sep|>a\nx\n"
+        "<|file_sep|>Pull request #3: Add y\nuser_0: It is\nneeded\n\n" + CHANGE + "<|file_sep|>user_1: Yes\n"
+        "<|file_sep|>user_1 on a: @@ -1 +1 @@\n-x\n+y\nYes\n<|file_sep|>user_1 approved: \n"
+        "<|file_sep|>merged<|endoftext|>"
+    )
+    unmerged = PULL | {"pull": PULL["pull"] | {"merged": False}}
+    assert render(unmerged).string().endswith("<|file_sep|>closed<|endoftext|>")
+
+
+@pytest.mark.parametrize("record", [TRIPLET, COMMIT, PULL], ids=lambda r: r["id"])
+def test_loss_on_the_change_alone(tok, record):
+    whole, change = row_of(record, tok), row_of(record, tok, change_only=True)
+    assert whole.tokens.tolist() == change.tokens.tolist() and whole.loss[1:].all()
+    expected = TRIPLET["patch"] if record is TRIPLET else CHANGE
+    assert learnt(record, tok, change_only=True) == expected + "<|endoftext|>"
+    for other in ({"id": "d", "text": "a"}, FIM, REPOSITORY):
+        assert row_of(other, tok, change_only=True).loss.tolist() == row_of(other, tok).loss.tolist()
