@@ -22,7 +22,7 @@ COMMANDS = {  # in the order of the pipeline; the text is what `iqc -h` shows
     "repos": "Repositories, their files in the order of their dependencies",
     "dedup": "Drop exact and near duplicates, each verified",
     "triplets": "Git histories to (old, patch, new) records",
-    "fim": "Documents to fill-in-the-middle samples",
+    "fim": "Documents and repositories to fill-in-the-middle samples",
     "tasks": "Generate small programming tasks with tests",
     "tokenizer": "Train, show and check a byte-level BPE tokenizer",
     "pack": "Tokenise records and pack them into sequences",

@@ -26,7 +26,9 @@ class Bm25:
 
     def __init__(self, texts: Sequence[str]):
         numbers: dict[str, int] = {}
-        of_text, of_word, times = [], [], []  # one entry for each distinct word of each text
+        of_text: list[int] = []  # one entry for each distinct word of each text, in the three
+        of_word: list[int] = []
+        times: list[int] = []
         sizes = np.zeros(len(texts))
         for place, text in enumerate(texts):
             counts = Counter(words(text))
