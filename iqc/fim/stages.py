@@ -11,6 +11,8 @@ from iqc.fim.samples import FillInTheMiddle
 from iqc.fim.snippets import BUDGET, LINES, Snippets
 from iqc.streams.stage import Dropped, Record, Transform, metadata_of, require
 
+_OF_THE_WHOLE = frozenset(("bytes", "tokens", "part", "parts", "scored", "unscored"))  # as `iqc repos` writes them
+
 
 @dataclass(frozen=True, slots=True)
 class Around:
@@ -50,12 +52,14 @@ def _transform(maker: FillInTheMiddle, around: Around, stretch: int) -> Transfor
 
 
 def documents(repository: Record) -> Iterator[tuple[int, Record]]:
-    """The files of a repository record that are text, each with its number: documents with the id `ID:PATH`.
-
-    What is known of the repository in one value (licence, stars, ...) is known of each of its files.
-    """
+    """The files of a repository record that are text, each with its number: documents with the id `ID:PATH`, or
+    `ID:PATH:LINE` for a piece of a file that was cut. What is known of the repository in one value (licence, stars)
+    is known of each of its files, but for what counts the whole record."""
     repo, name = require(repository, "repo"), require(repository, "id")
-    about = {key: value for key, value in metadata_of(repository).items() if not isinstance(value, dict | list)}
+    known = {key: value for key, value in metadata_of(repository).items() if not isinstance(value, dict | list)}
+    about = {key: value for key, value in known.items() if key not in _OF_THE_WHOLE} | {"repo": repo}
+    if repository.get("commit"):
+        about["commit"] = repository["commit"]
     for number, file in enumerate(require(repository, "files", list)):
         if not isinstance(file, dict) or not isinstance(file.get("path"), str):
             raise BadRecord(f"file {number} of a repository without `path`", remedy="give files as {path, text, lang}")
@@ -63,12 +67,10 @@ def documents(repository: Record) -> Iterator[tuple[int, Record]]:
             continue  # a binary file, which is only listed
         if not isinstance(file["text"], str):
             raise BadRecord(f"the text of {file['path']} is no string", remedy="give null for a file that is not text")
-        metadata = {**about, "repo": repo, "path": file["path"]}
-        metadata |= {
-            key: value for key, value in (("commit", repository.get("commit")), ("lang", file.get("lang"))) if value
-        }
+        metadata = about | {key: value for key, value in file.items() if key != "text"}
+        place = f"{name}:{file['path']}" + (f":{file['line']}" if "line" in file else "")
         source = repository.get("source", repo)
-        yield number, {"id": f"{name}:{file['path']}", "text": file["text"], "source": source, "metadata": metadata}
+        yield number, {"id": place, "text": file["text"], "source": source, "metadata": metadata}
 
 
 def stretches(record: Record, size: int) -> Iterator[Record]:

@@ -22,7 +22,13 @@ def repository():
     ]
     files = [file for file in files if file["text"].strip()]
     files += [{"path": "logo.png", "text": None, "lang": None}, {"path": "empty.py", "text": "\n", "lang": "python"}]
-    return {"id": "r1", "repo": "o/iqc", "commit": "c0", "files": files, "metadata": {"stars": 3, "order": ["a", "b"]}}
+    return {
+        "id": "r1",
+        "repo": "o/iqc",
+        "commit": "c0",
+        "files": files,
+        "metadata": {"stars": 3, "bytes": 9, "languages": {}},
+    }
 
 
 def run(record, stretch=0, around=None, **options):
@@ -39,8 +45,8 @@ def test_a_repository_gives_a_sample_with_context_for_every_drawn_file(repositor
         path = sample["metadata"]["path"]
         check(sample, texts[path])
         assert sample["id"].startswith(f"r1:{path}#fim") and sample["source"] == "o/iqc"
-        about = {key: sample["metadata"][key] for key in ("repo", "commit", "stars", "lang")}
-        assert about == {"repo": "o/iqc", "commit": "c0", "stars": 3, "lang": "python"}
+        about = {key: value for key, value in sample["metadata"].items() if not key.startswith("fim_")}
+        assert about == {"repo": "o/iqc", "commit": "c0", "stars": 3, "lang": "python", "path": path}
         assert bool(sample["context"]) == (sample["metadata"]["fim_scope"] == "repository")
         for snippet in sample["context"]:
             assert snippet["path"] != path
@@ -73,6 +79,13 @@ def test_a_repository_of_one_file_gives_samples_of_file_level_and_says_so(reposi
     assert sample["metadata"]["fim_no_context"] == "no other file of code in the repository"
 
 
+def test_pieces_of_a_file_are_documents_of_their_own_and_no_context_for_each_other():
+    pieces = [{"path": "a.py", "text": f"value_{k} = read_line(path)\nx = 1\n", "line": 1 + 2 * k} for k in range(2)]
+    out = run({"id": "r", "repo": "r", "files": pieces}, rate=1)
+    assert [item["id"] for item in out] == ["r:a.py:1#fim0", "r:a.py:3#fim0"]
+    assert [item["metadata"]["line"] for item in out] == [1, 3] and not any(item["context"] for item in out)
+
+
 def test_without_a_budget_there_is_no_context(repository):
     assert not any(s["context"] for s in run(repository, around=Around(budget=0), rate=1) if isinstance(s, dict))
 
@@ -93,7 +106,9 @@ def test_control_tokens_of_context_paths_and_names_are_neutralised_and_counted(c
         {"path": "a<|file_sep|>.py", "text": "value = read_line()\nvalue = read_line()\n"},
         {"path": "b.py", "text": "# <|im_end|> <think>\nvalue = read_line(path)\n"},
     ]
-    for sample in run({"id": "r", "repo": "<|repo_name|>", "commit": None, "files": files}, rate=1, weights={"line": 1}):
+    for sample in run(
+        {"id": "r", "repo": "<|repo_name|>", "commit": None, "files": files}, rate=1, weights={"line": 1}
+    ):
         check(sample, next(file["text"] for file in files if file["path"] == sample["metadata"]["path"]))
         assert sample["context"] and sample["metadata"]["fim_neutralised"] == 4
 
