@@ -1,6 +1,6 @@
 """`fim` as a stage: documents, or stretches of them for a model whose context a file does not fit, and repositories."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,7 +9,7 @@ from iqc.fim.embeddings import Embeddings, Endpoint
 from iqc.fim.ranking import Bm25, Ranking
 from iqc.fim.samples import FillInTheMiddle
 from iqc.fim.snippets import BUDGET, LINES, Snippets
-from iqc.streams.stage import Dropped, Record, Transform, metadata_of, require
+from iqc.streams.stage import Dropped, Noted, Record, Transform, metadata_of, require
 
 _OF_THE_WHOLE = frozenset(("bytes", "tokens", "part", "parts", "scored", "unscored"))  # as `iqc repos` writes them
 
@@ -37,18 +37,30 @@ def fim(maker: FillInTheMiddle, around: Around | None = None, stretch: int = 0) 
 
 
 def _transform(maker: FillInTheMiddle, around: Around, stretch: int) -> Transform:
-    def transform(record: Record) -> Iterator[Record | Dropped]:
+    def transform(record: Record) -> Iterator[Record | Dropped | Noted]:
         if "files" not in record or "text" in record:
             for part in stretches(record, stretch):
-                yield from maker.transform(part)
+                yield from _counted(maker.transform(part))
             return
         snippets = around.snippets(require(record, "files", list))
         for number, document in documents(record):
             context = partial(snippets.similar, number) if around.budget else None
             for part in stretches(document, stretch):
-                yield from maker.transform(part, context)
+                yield from _counted(maker.transform(part, context))
 
     return transform
+
+
+def _counted(found: Iterable[Record | Dropped]) -> Iterator[Record | Dropped | Noted]:
+    """Every sample that is not what was asked for is counted with the reason."""
+    for out in found:
+        if isinstance(out, dict) and "level" in out:
+            about = out["metadata"]
+            if fallback := about.get("fim_fallback"):
+                yield Noted(f"{fallback['level']} became {out['level']}: {fallback['reason']}")
+            if reason := about.get("fim_no_context"):
+                yield Noted(f"no context: {reason}")
+        yield out
 
 
 def documents(repository: Record) -> Iterator[tuple[int, Record]]:

@@ -91,6 +91,7 @@ class Counts:
     kept: int = 0
     skipped: int = 0  # bad records passed over by --on-error
     dropped: Counter = field(default_factory=Counter)
+    noted: Counter = field(default_factory=Counter)
     bytes_in: int = 0
     bytes_out: int = 0
     extra: dict = field(default_factory=dict)  # what a stage measured of itself
@@ -100,6 +101,7 @@ class Counts:
         self.bytes_in += result.size
         self.skipped += len(result.bad)
         self.dropped.update(result.dropped)
+        self.noted.update(result.noted)
 
     def merge(self, counts: dict) -> None:
         """Add the counts that a finished shard has in its lineage."""
@@ -107,9 +109,11 @@ class Counts:
         self.kept += counts["kept"]
         self.skipped += counts.get("skipped", 0)
         self.dropped.update(counts["dropped"])
+        self.noted.update(counts.get("noted", {}))
 
     def json(self) -> dict:
         counts = {"read": self.read, "kept": self.kept, "dropped": dict(sorted(self.dropped.items()))}
+        counts |= {"noted": dict(sorted(self.noted.items()))} if self.noted else {}
         return counts | ({"skipped": self.skipped} if self.skipped else {}) | self.extra
 
 

@@ -33,7 +33,14 @@ class Raw:
     size: int
 
 
-Transform = Callable[[Any], Iterable[Any]]  # of Record, Dropped and Raw; of any values in the map of a set stage
+@dataclass(slots=True)
+class Noted:
+    """What a stage yields beside a record that it kept: something to be counted in the summary and in the lineage."""
+
+    what: str
+
+
+Transform = Callable[[Any], Iterable[Any]]  # of Record, Dropped, Raw and Noted; of any values in the map of a set stage
 
 
 def rng(seed: int, command: str, record_id: str) -> random.Random:

@@ -12,7 +12,7 @@ from iqc.errors import BadRecord
 from iqc.streams.container import MAX_RECORD, Frame, compress
 from iqc.streams.lineage import line_digest
 from iqc.streams.reader import OVERSIZED, Chunk
-from iqc.streams.stage import Dropped, Raw, Transform
+from iqc.streams.stage import Dropped, Noted, Raw, Transform
 from iqc.streams.writer import GATHER, Texts, dump
 
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
@@ -61,6 +61,7 @@ class Result:
     output: list[tuple[Frame | bytes, int, bytes]] = field(default_factory=list)  # frame or text, records, digests
     values: list = field(default_factory=list)
     dropped: Counter = field(default_factory=Counter)
+    noted: Counter = field(default_factory=Counter)
     explained: list[bytes] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
 
@@ -134,6 +135,8 @@ def process(chunk: Chunk | Items, work: Work, transform: Transform, digest_input
                 elif type(out) is Raw:
                     in_digests.append(out.digest)
                     result.size += out.size
+                elif type(out) is Noted:
+                    result.noted[out.what] += 1
                 elif work.values:
                     result.values.append(out)
                 else:

@@ -40,7 +40,7 @@ from iqc.fim.layout import neutralise
 from iqc.fim.samples import FillInTheMiddle
 from iqc.fim.snippets import LEAST_MIDDLE
 from iqc.fim.stages import Around, fim
-from iqc.streams.stage import Dropped, Record
+from iqc.streams.stage import Dropped, Noted, Record
 from iqc.syntax.parse import nodes, parse
 from iqc.tokens.render import render, tokenise
 from iqc.tokens.sequence import decode_sequence
@@ -172,7 +172,7 @@ def samples(record: Record, each: int) -> Iterator[Record | Dropped]:
     weights = dict.fromkeys(LEVELS, 1.0)
     for layout, around in (("psm", Around(BUDGET, LINES)), ("spm", Around(BUDGET, LINES)), ("psm", Around(0))):
         maker = FillInTheMiddle(1.0, {}, weights, layout, each, LIMIT, seed=len(layout) + around.budget)
-        yield from fim(maker, around)()(record)
+        yield from (out for out in fim(maker, around)()(record) if not isinstance(out, Noted))
 
 
 def main() -> None:

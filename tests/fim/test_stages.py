@@ -10,7 +10,7 @@ from iqc.errors import BadRecord, UsageError
 from iqc.fim.samples import FillInTheMiddle
 from iqc.fim.stages import Around, documents, fim, stretches
 from iqc.fim.stages import __file__ as HERE
-from iqc.streams.stage import Dropped
+from iqc.streams.stage import Dropped, Noted
 
 ROOM = sorted(Path(HERE).parents[1].glob("[cdfs]*/*.py"))
 
@@ -32,7 +32,7 @@ def repository():
 
 
 def run(record, stretch=0, around=None, **options):
-    return list(fim(FillInTheMiddle(**options), around, stretch)()(record))
+    return [out for out in fim(FillInTheMiddle(**options), around, stretch)()(record) if not isinstance(out, Noted)]
 
 
 def test_a_repository_gives_a_sample_with_context_for_every_drawn_file(repository, check):
@@ -156,6 +156,24 @@ def test_the_command_reads_documents_and_repositories(iqc, repository, document,
     assert any(item["context"] for item in out)
     assert all(sum(len(s["path"]) + len(s["text"]) + 2 for s in item["context"]) <= 2000 for item in out)
     assert iqc("fim", path, "--plain", "-q", "-j", "2", *options).stdout == done.stdout
+
+
+def test_what_is_not_as_asked_is_counted_by_level_and_reason(iqc, document, tmp_path):
+    path, shards = tmp_path / "in.jsonl", tmp_path / "shards"
+    records = [document(f"value = {k}\n", f"d{k}", lang=lang) for k, lang in enumerate(("python", "python", "x"))]
+    records.append({"id": "r", "repo": "r", "files": [{"path": "a.py", "text": "x = 1\n"}]})
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    expected = {
+        "function became line: the file has no such node": 3,
+        "function became line: unknown language": 1,
+        "no context: no other file of code in the repository": 1,
+    }
+    for out in (tmp_path / "out", f"{shards}/"):
+        summary = tmp_path / "summary.json"
+        done = iqc("fim", path, "-q", "--rate", "1", "--levels", "function", "-o", out, "--summary", summary, "-j", "2")
+        assert done.returncode == 0, done.stderr
+        found = json.loads(summary.read_text())
+        assert (found["read"], found["kept"], found["noted"]) == (4, 4, expected)
 
 
 @pytest.mark.parametrize(
