@@ -33,6 +33,14 @@ def test_prose_is_not_code_of_any_programming_language():
         assert error_share(prose, name) > language(name).max_error_share, name
 
 
+def test_a_file_may_end_in_a_comment(samples):
+    """Of a grammar whose scanner did not see the end of the file, this test does not return."""
+    for lang, sample in samples.items():
+        if comment := language(lang).comment:
+            for start in ("", "b", "b "):
+                assert error_share(f"{sample['source']}{start}{comment}a", lang) < 0.2
+
+
 @given(st.text(max_size=200), st.sampled_from(sorted(languages())))
 @settings(max_examples=300, deadline=None)
 def test_the_share_is_a_share(text, lang):
