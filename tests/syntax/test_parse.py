@@ -29,8 +29,8 @@ def test_prose_is_not_code_of_any_programming_language():
         "It's a long way, she said: (not) the shortest; and we'd better take the other road, which goes around the\n"
         'hill. Nobody knows "why" they built it there [see page 3], \'though some say that it was cheaper!\n'
     ) * 5
-    for name in ("python", "c", "cpp", "java", "go", "rust", "javascript", "typescript", "csharp"):
-        assert error_share(prose, name) > language(name).max_error_share, name
+    passes = {row.name for row in languages().values() if error_share(prose, row.name) <= row.max_error_share}
+    assert passes == {"php", "html", "markdown", "bash", "matlab"}  # text is content, or words are commands
 
 
 def test_a_file_may_end_in_a_comment(samples):
