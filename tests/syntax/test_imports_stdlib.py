@@ -24,11 +24,8 @@ def sources():
 def found_by_python(name, known):
     """The file of a module below LIB as `importlib` finds it, without running anything; None for any other."""
     folders, spec = [str(LIB)], None
-    parts = name.split(".")
-    for number in range(len(parts)):
-        if folders is None:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(".".join(parts[: number + 1]), folders)
+    for part in name.split("."):
+        spec = importlib.machinery.PathFinder.find_spec(part, folders) if folders is not None else None
         if spec is None:
             return None
         folders = spec.submodule_search_locations
