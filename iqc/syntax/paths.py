@@ -7,7 +7,7 @@ exist, and a specifier that leaves the repository names nothing.
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
-MAX_PARTS = 64  # folders of a path, or names of a dotted specifier: a longer one is looked up whole or not at all
+MAX_PARTS = 32  # folders of a path, or names of a dotted specifier: a longer one is looked up whole or not at all
 
 
 def folder_of(path: str) -> str:
