@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from iqc.syntax.paths import MAX_PARTS
-from iqc.syntax.queries import matches, text_of
+from iqc.syntax.queries import matches
 
 
 @dataclass(slots=True)
@@ -21,11 +21,11 @@ def declared(data: bytes) -> Declared:
     rows: list[tuple[int, int, str, str]] = []  # start, end, kind, name
     for match in matches(data, "csharp", "declares"):
         if "everywhere" in match:
-            found.everywhere.append(text_of(match, "everywhere").removeprefix("global::"))
+            found.everywhere.append(match.text("everywhere").removeprefix("global::"))
             continue
         kind = next(name for name in ("namespace", "file_namespace", "type", "extension") if name in match)
-        node = match[kind][0]
-        name = "".join(text_of(match, "name").split())
+        node = match[kind]
+        name = "".join(match.text("name").split())
         rows.append((node.start_byte, node.end_byte, kind, name))
     around: list[tuple[int, str, str]] = []  # ends, kinds and names of the declarations around
     for start, end, kind, name in sorted(rows, key=lambda row: (row[0], -row[1])):

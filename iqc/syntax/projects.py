@@ -196,7 +196,10 @@ class CSharp(Rule):
         self.namespaces: dict[str, dict[str, list[str]]] = {}
         self.everywhere: dict[str, list[str]] = {}
         for path in project.with_ends(".cs"):
-            found = declared(project.read(path, self.MAX_BYTES))
+            try:
+                found = declared(project.read(path, self.MAX_BYTES))
+            except TimeoutError:
+                continue
             for namespace, name in found.names:
                 files = self.namespaces.setdefault(namespace, {}).setdefault(name, [])
                 if not files or files[-1] != path:

@@ -17,8 +17,10 @@ _ENTRIES = ("source", "types", "typings", "module", "main")  # of package.json, 
 _BUILT = re.compile(r"^(?:\./)?(?:dist|lib|build|out|esm|cjs)/(?:(?:esm|cjs)/)?")
 _MAX_EXTENDS = 8  # tsconfig.json files in one chain
 _MAX_VALUES = 64  # paths looked at in one field of package.json
-_NOTE = re.compile(r'("(?:[^"\\]|\\.)*(?:"|\Z))|//[^\n]*|/\*(?:[^*]|\*(?!/))*(?:\*/|\Z)', re.DOTALL)
-_COMMA = re.compile(r'("(?:[^"\\]|\\.)*(?:"|\Z))|,(?=\s*[}\]])', re.DOTALL)
+# Each alternative matches wherever it begins, to the end of the text if need be: the time is linear.
+_STRING = r'("(?:[^"\\]|\\.|\\\Z)*+(?:"|\Z))'
+_NOTE = re.compile(_STRING + r"|//[^\n]*+|/\*(?:[^*]|\*(?!/))*+(?:\*/|\Z)", re.DOTALL)
+_COMMA = re.compile(_STRING + r"|,(?=\s*+[}\]])", re.DOTALL)
 
 
 class Script(Rule):

@@ -13,57 +13,56 @@ import re
 from collections.abc import Callable
 
 from iqc.syntax.paths import MAX_PARTS
-from iqc.syntax.queries import Match, matches, table, text_of, where
+from iqc.syntax.queries import MAX_NAME, Match, matches, table
 from iqc.syntax.rust import rust_paths
-
-MAX_SPECIFIER = 1000  # characters; a longer one is data
 
 
 def imports(data: bytes, lang: str) -> list[str]:
     """The specifiers of a file, each once, in the order of the file; none for a language that has no query.
 
-    What cannot name a file is passed over: with a NUL, above MAX_SPECIFIER, of more than MAX_PARTS parts.
+    What cannot name a file is passed over: with a NUL, above MAX_NAME, of more than MAX_PARTS parts. TimeoutError as
+    `queries.matches`.
     """
     if lang not in table():
         return []
     if lang == "rust":
-        found = rust_paths(matches(data, lang, "query"))
+        found = rust_paths(list(matches(data, lang, "query")))
     else:
         text = _TEXT.get(lang, _dotted)
-        found = [(where(match), text(match)) for match in matches(data, lang, "query")]
+        found = [(match.start, text(match)) for match in matches(data, lang, "query") if match.is_short]
     return list(dict.fromkeys(spec for _, spec in sorted(found) if _is_usable(spec)))
 
 
 def _is_usable(spec: str) -> bool:
-    return 0 < len(spec) <= MAX_SPECIFIER and "\0" not in spec and spec.count(".") <= MAX_PARTS
+    return 0 < len(spec) <= MAX_NAME and "\0" not in spec and spec.count(".") <= MAX_PARTS
 
 
 def _dotted(match: Match) -> str:
     """`module` and `name` with a dot between them, without the white space that may stand around dots."""
-    module, name = ("".join(text_of(match, part).split()) for part in ("module", "name"))
+    module, name = ("".join(match.text(part).split()) for part in ("module", "name"))
     if "wildcard" in match:
         name = "*"
     return f"{module}.{name}" if module and name and not module.endswith(".") else module + name
 
 
 def _python(match: Match) -> str:
-    module, name = ("".join(text_of(match, part).split()) for part in ("module", "name"))
+    module, name = ("".join(match.text(part).split()) for part in ("module", "name"))
     return f"{module}:{name}" if module and name else module + name
 
 
 def _include(match: Match) -> str:
-    return text_of(match, "name").replace("\\", "/")  # as compilers for Windows have it
+    return match.text("name").replace("\\", "/")  # as compilers for Windows have it
 
 
 def _quoted(match: Match) -> str:
-    return text_of(match, "name").strip("\"'`")
+    return match.text("name").strip("\"'`")
 
 
 def _script(match: Match) -> str:
     if "reference" in match:
-        said = _REFERENCE.search(text_of(match, "reference"))
+        said = _REFERENCE.search(match.text("reference"))
         return f"./{said[1]}" if said else ""
-    return text_of(match, "name")
+    return match.text("name")
 
 
 def _namespace(match: Match) -> str:

@@ -1,5 +1,7 @@
 """Imports of small repositories, each written with the answers: what every file needs, and nothing else."""
 
+import time
+
 import pytest
 
 from iqc.syntax.imports import Resolver, imports
@@ -296,6 +298,57 @@ def test_hostile_specifiers_name_nothing(spec):
     for lang, text in texts.items():
         assert resolver.dependencies("d/e.py", text.encode("utf-8", "surrogateescape"), lang) == []
         assert resolver.dependencies("d/e.py", b"\xff\xfe\0" + text.encode(), lang) == []
+
+
+TIMED = {  # texts for which a plain way takes time that grows with the square of their length, or faster
+    "rust": [
+        "use " + "super::" * 100_000 + "x;",
+        "use " + "a::{" * 20_000 + "b" + "}" * 20_000 + ";",
+        "use " + "abcdefgh::" * 90 + "{" + "x, " * 50_000 + "y};",
+        "mod a { " * 5000 + "use self::b; " * 1000 + "}" * 5000,
+        "mod " + "a" * 500_000 + " {" + "use self::b; " * 20_000 + "}",
+    ],
+    "python": ["from " + "a." * 100_000 + "b import " + "x, " * 20_000 + "y", "import " + "a." * 100_000 + "b"],
+    "csharp": ["namespace A { " * 5000 + "class B { }" + "}" * 5000, "a<" * 8000],
+    "java": ["".join(f"import a{number}.*;" for number in range(20_000)) + "class B { int " + "c; int d" * 10_000],
+    "typescript": ["require('./b');" * 20_000, "/// <reference path='" * 20_000],
+    "c": ["#include <" + "../" * 100_000 + "a.h>\n", '#include "a.h"\n' * 50_000],
+}
+
+
+@pytest.mark.parametrize("lang, number", [(lang, number) for lang in TIMED for number in range(len(TIMED[lang]))])
+def test_time_is_bounded(lang, number):
+    text = TIMED[lang][number].encode()
+    paths = [
+        "src/lib.rs",
+        "src/a/b.rs",
+        "a/b.py",
+        "a/B.java",
+        "a.h",
+        "b.ts",
+        "x/main.cs",
+        *(f"a{n}/B.java" for n in range(99)),
+    ]
+    resolver = Resolver(paths, lambda path: text)
+    started = time.process_time()
+    resolver.targets("src/lib.rs", text, lang)
+    assert time.process_time() - started < 12  # tens of minutes, where it is not
+
+
+def test_project_files_made_to_be_slow():
+    slow = [
+        '{"' + '\\"' * 100_000 + "\\",
+        "/*" * 200_000,
+        '{"a": ' + "[" * 200_000,
+        "{" + ", " * 200_000,
+        '"' * 200_000,
+    ]
+    files = {f"{number}/tsconfig.json": text for number, text in enumerate(slow)}
+    files |= {f"{number}/package.json": text for number, text in enumerate(slow)}
+    files |= {f"{number}/a.ts": 'import "x"; import "./b"' for number in range(len(slow))} | {"b.ts": ""}
+    started = time.process_time()
+    assert needs(files) == {}
+    assert time.process_time() - started < 12
 
 
 def test_many_files_of_one_name_and_deep_paths_take_linear_time():
