@@ -58,6 +58,23 @@ def test_a_changed_index_is_one_built_anew(before, after, query):
     assert len(index) == len(after)
 
 
+@given(
+    st.lists(st.lists(st.sampled_from("tuvwxyz"), max_size=9), min_size=1, max_size=40),
+    st.lists(st.sampled_from("tuvwxyz"), max_size=6),
+    st.integers(1, 3),
+    st.sets(st.integers(0, 39), max_size=3),
+    st.sets(st.integers(0, 39), max_size=9),
+)
+def test_the_best_few_are_the_best_of_all(texts, query, k, skip, gone):
+    """What is passed over to be fast is not among the best; texts that left by discard leave nothing behind."""
+    index = build(dict(enumerate(texts)))
+    index.discard(gone & set(range(len(texts))))
+    left = {key: text for key, text in enumerate(texts) if key not in gone}
+    everything = build(left).top(query, len(texts))
+    assert index.top(query, k, skip) == [item for item in everything if item[0] not in skip][:k]
+    assert len(index) == len(left) and index._postings == build(left)._postings
+
+
 def test_keys_may_be_skipped_and_the_best_come_first():
     index = build({"a": ["x"] * 3, "b": ["x"], "c": ["y"], "d": ["x"] * 3})
     assert [key for key, _ in index.top(["x"], 2)] == ["a", "d"]

@@ -14,7 +14,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 
 from iqc.bm25 import Index, words
 from iqc.history.change import ABSENT
@@ -22,7 +21,7 @@ from iqc.history.git import Repository
 from iqc.history.listing import Listing
 from iqc.history.log import Change, Commit
 from iqc.history.patch import headers
-from iqc.history.score import table
+from iqc.history.score import path_is
 
 _REGULAR = ("100644", "100755")
 _BINARY_PREFIX = 8000  # bytes that Git looks at for a NUL (xdiff-interface.c, FIRST_FEW_BYTES)
@@ -153,13 +152,7 @@ class State:
 
 def wanted(path: str) -> bool:
     """Whether a path is of a file that somebody of the project wrote."""
-    return not _unwanted().search(path)
-
-
-@cache
-def _unwanted() -> re.Pattern[str]:
-    reject = table()["reject"]
-    return re.compile("|".join(f"(?:{reject[rule]})" for rule in ("vendored", "lock", "generated_path")), re.IGNORECASE)
+    return not any(path_is(rule, path) for rule in ("vendored", "lock", "generated_path"))
 
 
 @dataclass(slots=True)

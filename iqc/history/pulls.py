@@ -23,12 +23,12 @@ from pathlib import Path
 from iqc.errors import IqcError
 from iqc.history.change import Whole, read_change, reject_changes
 from iqc.history.commits import is_bot
-from iqc.history.export import Note, Thread, Threads, linked, read_export, table
 from iqc.history.git import MissingObject, Repository
 from iqc.history.log import Change, Commit
 from iqc.history.names import Names
 from iqc.history.score import subject_and_body
 from iqc.history.texts import Rejected, Texts
+from iqc.history.threads import Note, Thread, Threads, linked, read_export, table
 from iqc.streams.stage import Dropped, Record
 
 _OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
@@ -42,7 +42,7 @@ class Options:
     """What is joined.
 
     name             the repository's name, as the export has it: owner/name; its directory's name when empty
-    export           JSONL files with the pull requests and issues (export.py)
+    export           JSONL files with the pull requests and issues (threads.py)
     max_files        files that a pull request may change
     max_file_bytes   size of a changed file, on either side
     max_patch_bytes  size of the patch

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iqc.errors import BadRecord, IqcError
-from iqc.history.export import cut, linked, read_export
 from iqc.history.names import Names
 from iqc.history.pulls import Options, pulls
+from iqc.history.threads import cut, linked, read_export
 from iqc.streams.stage import Dropped
 
 API = "https://api.github.com/repos/o/r"
