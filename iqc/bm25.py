@@ -54,24 +54,37 @@ class Index(Generic[Key]):
     def change(self, key: Key, plus: Mapping[str, int], minus: Mapping[str, int]) -> None:
         """A text gains and loses words. KeyError when the key, or a word that it should lose, is not there."""
         size = self._sizes[key]
-        for word, count in plus.items():
-            posting = self._postings.setdefault(word, {})
-            posting[key] = posting.get(key, 0) + count
-            size += count
+        postings = self._postings
+        for word, gain in plus.items():
+            count = gain - minus.get(word, 0)  # most words of a changed line stay in it
+            if count > 0:
+                size += count
+                posting = postings.get(word)
+                if posting is None:
+                    postings[word] = {key: count}
+                else:
+                    posting[key] = posting.get(key, 0) + count
+            elif count < 0:
+                size += count
+                self._lose(key, word, -count)
         for word, count in minus.items():
-            posting = self._postings[word]
-            left = posting[key] - count
-            size -= count
-            if left > 0:
-                posting[key] = left
-            elif left < 0:
-                raise KeyError(f"{key!r} does not hold {word!r} {count} times")
-            else:
-                del posting[key]
-                if not posting:
-                    del self._postings[word]
+            if word not in plus:
+                size -= count
+                self._lose(key, word, count)
         self._total += size - self._sizes[key]
         self._sizes[key] = size
+
+    def _lose(self, key: Key, word: str, count: int) -> None:
+        posting = self._postings[word]
+        left = posting[key] - count
+        if left > 0:
+            posting[key] = left
+        elif left < 0:
+            raise KeyError(f"{key!r} does not hold {word!r} {count} times")
+        else:
+            del posting[key]
+            if not posting:
+                del self._postings[word]
 
     def remove(self, key: Key, counts: Mapping[str, int]) -> None:
         """A text goes. `counts` is what it holds: the index has no list of words by text."""

@@ -108,6 +108,15 @@ def window(repository: Repository, shares: tuple[float, float]) -> Section:
 
 
 @dataclass(slots=True)
+class _Found:
+    """The context of a commit before it is read: path, mode and blob of its files, the README first if there is one."""
+
+    readme: bool
+    files: list[tuple[str, str, str]]
+    tree: list[str]
+
+
+@dataclass(slots=True)
 class _Miner:
     repository: Repository
     options: Options
@@ -134,20 +143,30 @@ class _Miner:
         rank = self.section.start
         while batch := list(islice(line, _BATCH)):
             rejected = [self._judge(commit) for commit in batch]
-            self.texts.prefetch(
-                oid for commit, rule in zip(batch, rejected) if rule is None for oid in blobs_of(commit.changes)
-            )
             # The index follows every commit; a record is made of those that are not rejected yet.
             asked = [bool(c.parents and not c.damage and (self.state or not rule)) for c, rule in zip(batch, rejected)]
             diffs = self.repository.diffs([(c.parents[0], c.id) for c, ask in zip(batch, asked) if ask])
-            for commit, rule, ask in zip(batch, rejected, asked):
+            self.texts.prefetch(
+                oid for commit, rule in zip(batch, rejected) if rule is None for oid in blobs_of(commit.changes)
+            )
+            made = []
+            for number, (commit, rule, ask) in enumerate(zip(batch, rejected, asked), rank):
                 diff = next(diffs) if ask else None
-                yield self._one(rank, commit, rule, None if isinstance(diff, MissingObject) else diff)
-                rank += 1
+                made.append(self._one(number, commit, rule, None if isinstance(diff, MissingObject) else diff))
+            rank += len(batch)
+            self.texts.prefetch(oid for _, found in made if found for _, _, oid in found.files)
+            for record, found in made:
+                if found is not None:
+                    self._show(record, found)
+                yield record
 
-    def _one(self, rank: int, commit: Commit, rejected: Rejected | None, diff: bytes | None) -> Record | Dropped:
+    def _one(
+        self, rank: int, commit: Commit, rejected: Rejected | None, diff: bytes | None
+    ) -> tuple[Record | Dropped, "_Found | None"]:
+        """What becomes of a commit, and what was found for it; then the state is that after the commit."""
         parent = commit.parents[0] if commit.parents else ""
         there = self.state is not None and self._arrive(parent)
+        found = None
         try:
             if rejected:
                 raise rejected
@@ -155,13 +174,13 @@ class _Miner:
             if self.state is not None:
                 if not there:
                     raise Rejected("missing_object", f"the tree of {parent}")
-                record["context"] = self._context(record)
+                found = self._find(record)
         except Rejected as error:
             about = {"id": self._id(commit), "repo": self.name, "new": {"commit": commit.id}}
             record = Dropped(about, f"commits.{error.rule}", error.value, error.threshold)
         if there and not commit.damage:
             self.state.advance(commit, diff)
-        return record
+        return record, found
 
     def _arrive(self, parent: str) -> bool:
         """Whether the state is that of the parent; read from its tree when it is of another commit."""
@@ -211,33 +230,37 @@ class _Miner:
     def _id(self, commit: Commit) -> str:
         return f"{self.name}@{commit.id[:12]}"
 
-    def _context(self, record: Record) -> Record:
-        """What there was before the change, and in the record's metadata what of the change was found in it."""
+    def _find(self, record: Record) -> "_Found":
+        """What there is before the change, and how much of the change the search can find."""
         options, state = self.options, self.state
-        changed = [file["path"] for file in record["old"]["files"]]
+        changed = [state.files[file["path"]] for file in record["old"]["files"] if file["path"] in state.files]
         at_top = [path for path, inner in state.listing.root.items() if inner is None and _README.fullmatch(path)]
-        readme = min(at_top, key=lambda path: (not path.lower().endswith(".md"), path), default="")
-        skip = [readme, *(changed if options.changed == "drop" else [])]
-        found = state.top(_query(record["messages"][0]), options.context_files, skip)
-        self.texts.prefetch(state.files[path].oid for path in [readme, *(file.path for file in found)] if path)
-        shown = [entry for file in found if (entry := self._shown(file.path, options.file_chars))]
+        readme = min(at_top, key=lambda path: (not path.lower().endswith(".md"), path), default=None)
+        skip = [*([readme] if readme else []), *(file.path for file in changed if options.changed == "drop")]
+        best = state.top(_query(record["messages"][0]), options.context_files, skip)
+        shown = [state.files[readme]] if readme and options.readme_chars else []
         record["metadata"] |= {
             "context_changed": options.changed,
-            "changed_found": sum(file["path"] in changed for file in shown),
-            "changed_findable": sum(path in state.files and state.files[path].size is not None for path in changed),
+            "changed_findable": sum(file.size is not None for file in changed),
+            "changed_found": sum(file in changed for file in best),
         }
-        about = self._shown(readme, options.readme_chars) if readme and options.readme_chars else None
-        return {
-            "readme": {"path": readme, "text": about["text"]} if about else None,
-            "tree": list(state.listing.entries()),
-            "files": shown,
+        files = [(file.path, file.mode, file.oid) for file in (*shown, *best)]
+        return _Found(bool(shown), files, list(state.listing.entries()))
+
+    def _show(self, record: Record, found: "_Found") -> None:
+        """The context, read."""
+        readme = self._text(found.files[0], self.options.readme_chars) if found.readme else None
+        files = [self._text(file, self.options.file_chars) for file in found.files[found.readme :]]
+        record["context"] = {
+            "readme": {"path": readme["path"], "text": readme["text"]} if readme else None,
+            "tree": found.tree,
+            "files": [file for file in files if file is not None],
         }
 
-    def _shown(self, path: str, chars: int) -> Record | None:
-        """A file of the state, cut behind the last whole line; None when it cannot be read as text."""
-        file = self.state.files[path]
+    def _text(self, file: tuple[str, str, str], chars: int) -> Record | None:
+        """A file, cut behind the last whole line; None when it cannot be read as text."""
         try:
-            entry = self.texts.entry(path, file.mode, file.oid)
+            entry = self.texts.entry(*file)
         except Rejected:
             return None
         text = entry["text"]
@@ -245,7 +268,7 @@ class _Miner:
             return None
         if len(text) > chars:
             text = text[: text.rfind("\n", 0, chars) + 1] or text[:chars]
-        return {"path": path, "text": text, "lang": entry["lang"]}
+        return {"path": entry["path"], "text": text, "lang": entry["lang"]}
 
 
 def _judge_subject(subject: str) -> Rejected | None:
