@@ -130,10 +130,11 @@ def reject_texts(changes: list[FileChange]) -> str | None:
 
 def changed_lines(changes: list[FileChange]) -> int:
     """Lines added and lines deleted, as bags over the whole change: a line or a file that moves is neither."""
-    deleted = list(chain.from_iterable(change.lines[0] for change in changes))
-    added = list(chain.from_iterable(change.lines[1] for change in changes))
-    moved = (Counter(deleted) & Counter(added)).total() if deleted and added else 0
-    return len(deleted) + len(added) - 2 * moved
+    deleted = Counter(chain.from_iterable(change.lines[0] for change in changes))
+    added = Counter(chain.from_iterable(change.lines[1] for change in changes))
+    both = deleted.keys() & added.keys()
+    moved = sum(map(min, map(deleted.__getitem__, both), map(added.__getitem__, both)))
+    return deleted.total() + added.total() - 2 * moved
 
 
 def score(changes: list[FileChange], messages: list[str]) -> tuple[float, dict[str, float]]:

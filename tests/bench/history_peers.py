@@ -20,7 +20,7 @@ DIFF = ["diff-tree", "--stdin", "--no-commit-id", "-r", "-p", "-M", "--full-inde
 
 def bare(repository: str, wanted: set[str]) -> Iterator[dict]:
     def start(*arguments: str) -> subprocess.Popen:
-        command = ["git", f"--git-dir={repository}", *arguments]
+        command = ["git", "-C", repository, *arguments]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def tokens() -> Iterator[bytes]:
@@ -73,11 +73,12 @@ def pydriller(repository: str, wanted: set[str]) -> Iterator[dict]:
     for commit in Repository(repository, only_commits=list(wanted)).traverse_commits():
         files, patch = [], []
         for file in commit.modified_files:
-            moved = file.old_path and file.new_path and file.old_path != file.new_path
-            if moved:  # a deletion and an addition, as in the other loop
-                files.append({"path": file.old_path, "old": file.source_code_before, "new": None})
-            before = None if moved or not file.old_path else file.source_code_before
-            after = file.source_code if file.new_path else None
+            # Its source_code is None for an empty file, too.
+            before = (file.content_before or b"").decode(errors="replace") if file.old_path else None
+            after = (file.content or b"").decode(errors="replace") if file.new_path else None
+            if before is not None and after is not None and file.old_path != file.new_path:
+                files.append({"path": file.old_path, "old": before, "new": None})  # as in the other loop
+                before = None
             files.append({"path": file.new_path or file.old_path, "old": before, "new": after})
             patch.append(file.diff)
         yield {"commit": commit.hash, "message": commit.msg, "files": files, "patch": "".join(patch)}
