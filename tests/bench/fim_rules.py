@@ -2,7 +2,7 @@
 
 Each DIR is taken for one repository; without any, the packages of the standard library, the installed packages and the
 folders of /usr/include are. Their files of known languages become samples at file level, and with context from each
-other at repository level, until there are `--samples`; no language gets more than a sixth of them. Checked of each:
+other at repository level, until there are `--samples`; no language gets more than a tenth of them. Checked of each:
 
   parts      prefix + middle + suffix is the file; the middle is not blank and keeps --max-middle
   level      a line has no line end within and one or the file's end on both sides; the span of a syntax level is that
@@ -197,7 +197,7 @@ def main() -> None:
         except IqcError as error:
             print(error, file=sys.stderr)
             continue
-        full = {lang for lang, count in counts["language"].items() if count >= asked.samples // 6}
+        full = {lang for lang, count in counts["language"].items() if count >= asked.samples // 10}
         record["files"] = [file for file in record["files"] if file["lang"] not in full]
         if not record["files"]:
             continue
