@@ -2,9 +2,9 @@
 
 The files of the trees are sorted into languages as `iqc crawl` does; of each language at most `--files` are taken, by a
 fixed seed. For each: how many parse without an error, quantiles of the share of error bytes, and what share of files
-`max_error_share` keeps. Then speeds over the same files, in turns, best of three: the bare parse (the peer), the parse
-and one drawn node of each level, and the parse and all nodes of the level. Drawn and enumerated nodes are checked: a
-level has a drawn node if and only if the enumeration has one.
+`max_error_share` keeps. Then speeds over the same files in processor time, in turns, best of three: the bare parse (the
+peer), the parse and one drawn node of each level, and the parse and all nodes of the level. Drawn and enumerated nodes
+are checked: a level has a drawn node if and only if the enumeration has one.
 """
 
 import argparse
@@ -56,9 +56,9 @@ def speeds(lang: str, files: list[bytes]) -> dict[str, float]:
     random, best = Random(0), defaultdict(lambda: float("inf"))
 
     def timed(name, work) -> list[bool]:
-        start = time.perf_counter()
+        start = time.process_time()
         found = [bool(work(parse(data, lang))) for data in files]
-        best[name] = min(best[name], time.perf_counter() - start)
+        best[name] = min(best[name], time.process_time() - start)
         return found
 
     for _ in range(3):
