@@ -9,7 +9,6 @@ import tomllib
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from pathlib import PurePosixPath
 
 from iqc.errors import IqcError
 from iqc.streams.stage import metadata_of
@@ -17,16 +16,24 @@ from iqc.streams.stage import metadata_of
 SYNTAX_LEVELS = ("expression", "statement", "function")
 # Extensions that more than one language uses: the first pattern that the text has decides; None is a language that the
 # table lacks. Without a match, or without text, the row with the extension has it. Patterns are for the start of lines,
-# where comments and strings seldom are; each reads the first _READ characters.
+# where comments and strings seldom are. Nobody vouches for the text: what a pattern repeats never goes on into what it
+# repeats next, so that a search takes linear time, and it reads the first _READ characters.
 _CPP_HEADER = (
-    r"^\s*(?:namespace\s+\w|template\s*<|class\s+\w+[^;*()]*[{:]|using\s+[\w:]+\s*[=;]|using namespace\b"
-    r"|(?:public|private|protected)\s*:|#\s*include\s*<(?:string|vector|memory|map|cstd\w+|iostream|utility)>)"
+    r"^[ \t]*+(?:namespace[ \t]+\w|template[ \t]*<|class[ \t]+\w++[^;*(){:]{0,300}+[{:]|using[ \t]+[\w:]++[ \t]*[=;]"
+    r"|using namespace\b|(?:public|private|protected)[ \t]*:"
+    r"|#[ \t]*include[ \t]*<(?:string|vector|memory|map|cstd\w+|iostream|utility)>)"
     r"|\bstd::|\bconstexpr\b|\bnoexcept\b"
 )
-_OBJECTIVE_C = r"^[ \t]*@(?:interface|implementation|protocol|property|class|import|end)\b|^[ \t]*#\s*import\s*[<\"]"
+_OBJECTIVE_C = (
+    r"^[ \t]*@(?:interface|implementation|protocol|property|class|import|end)\b|^[ \t]*#[ \t]*import[ \t]*[<\"]"
+)
 _PERL = (
-    r"^#!.*\bperl|^[ \t]*(?:use|no)\s+(?:v?5|strict|warnings|utf8|lib|parent|base|[A-Z]\w*(?:::\w+)*)\b.*;"
-    r"|^[ \t]*package\s+[\w:]+\s*[;{]|^[ \t]*sub\s+\w+\s*[({]|^[ \t]*(?:my|our|local)\s+[($@%]|^=(?:pod|head1)\b"
+    r"^#!.*\bperl|^[ \t]*(?:use|no)[ \t]+(?:v?5|strict|warnings|utf8|lib|parent|base|[A-Z]\w*+(?:::\w++)*+)\b[^;\n]*+;"
+    r"|^[ \t]*package[ \t]+[\w:]++[ \t]*[;{]|^[ \t]*sub[ \t]+\w++\s*+[({]|^[ \t]*(?:my|our|local)[ \t]+[($@%]"
+    r"|^=(?:pod|head1)\b"
+)
+_MATLAB = (
+    r"^[ \t]*%|^[ \t]*(?:function\b(?![ \t]*\()|classdef\b)|^[ \t]*end(?:function|if|for)?;?[ \t\r]*$|\.\.\.[ \t\r]*$"
 )
 _READ = 50_000
 _BY_CONTENT: dict[str, list[tuple[re.Pattern[str], str | None]]] = {
@@ -34,17 +41,18 @@ _BY_CONTENT: dict[str, list[tuple[re.Pattern[str], str | None]]] = {
     for extension, rules in {
         ".h": [(_OBJECTIVE_C, "objc"), (_CPP_HEADER, "cpp")],
         ".m": [
-            (r"\A\s*\(\*|^BeginPackage\[", None),  # Mathematica
-            (r"^\s*:-\s*(?:module|interface|implementation)\b", None),  # Mercury
+            (r"\A\s*+\(\*|^BeginPackage\[", None),  # Mathematica
+            (r"^[ \t]*:-[ \t]*(?:module|interface|implementation)\b", None),  # Mercury
             (_OBJECTIVE_C, "objc"),
-            (r"^\s*%|^\s*(?:function\b(?!\s*\()|classdef\b)|^\s*end(?:function|if|for)?;?\s*$|\.\.\.\s*$", "matlab"),
-            (r"^\s*(?://|/\*|#\s*(?:include|define|if|pragma)|\w.*[{}]\s*$)", "objc"),
-            (r"^\s*[\w.(){}:, \[\]]+\s*=[^=]", "matlab"),
+            (_MATLAB, "matlab"),
+            (r"^[ \t]*(?://|/\*|#[ \t]*(?:include|define|if|pragma)|\w.*[{}][ \t\r]*$)", "objc"),
+            (r"^[ \t]*+[\w.(){}:,\[\]][\w.(){}:, \t\[\]]*+=[^=]", "matlab"),
         ],
-        ".pl": [(_PERL, "perl"), (r"^\s*:-|^\w+(?:\(.*\))?\s*:-|^[a-z]\w*\(.*\)\.\s*$", None)],  # Prolog
+        ".pl": [(_PERL, "perl"), (r"^[ \t]*:-|^\w++(?:\(.*\))?[ \t]*:-|^[a-z]\w*+\(.*\)\.[ \t\r]*$", None)],  # Prolog
         ".t": [(_PERL, "perl"), (r"", None)],  # Turing, and many a data file
-        ".r": [(r"\A\s*(?i:rebol|red)\b.*\[", None), (r"\A\s*/\*|^\.\\\"", None)],  # Rebol; a resource of the Mac; roff
-        ".ts": [(r"\A\s*<(?:\?xml|!DOCTYPE)", None)],  # translations of Qt
+        # Rebol; a resource of the Mac; roff
+        ".r": [(r"\A\s*+(?i:rebol|red)\b.*\[", None), (r"\A\s*+/\*|^\.\\\"", None)],
+        ".ts": [(r"\A\s*+<(?:\?xml|!DOCTYPE)", None)],  # translations of Qt
     }.items()
 }
 # `#!/usr/bin/env -S python3.11 -u` and `#!/bin/sh -e` both name the interpreter without its version.
@@ -125,10 +133,11 @@ def _index() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
 def language_of(path: str, text: str | None = None) -> str | None:
     """The language of a file, or None. `text` tells languages of one extension apart, and has a bare name's `#!`."""
     by_name, by_extension, by_interpreter = _index()
-    name = PurePosixPath(path).name
+    name = path.rstrip("/").rpartition("/")[2]
     if name in by_name:
         return by_name[name]
-    suffix = PurePosixPath(name).suffix.lower()
+    stem, dot, ending = name.rpartition(".")
+    suffix = (dot + ending).lower() if stem.strip(".") and ending else ""  # none of .bashrc: its name is all it has
     if suffix in by_extension:
         if text is not None and suffix in _BY_CONTENT:
             start = text[:_READ]

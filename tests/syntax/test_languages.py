@@ -1,6 +1,13 @@
 """The table agrees with the grammars, and files are named rightly."""
 
+import itertools
+import time
+import unittest.mock
+from pathlib import PurePosixPath
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from iqc.errors import IqcError
 from iqc.syntax.languages import SYNTAX_LEVELS, language, language_of, language_of_record, languages
@@ -133,3 +140,40 @@ def test_the_record_is_believed_before_the_path():
 def test_an_unknown_language_is_an_error_by_name():
     with pytest.raises(IqcError, match="klingon"):
         language("klingon")
+
+
+def test_no_text_makes_the_search_for_its_language_long():
+    """Cubic or quadratic patterns took minutes to hours for one of these; linear ones take milliseconds."""
+    units = [
+        "\n",
+        " ",
+        "a",
+        "a ",
+        "a(",
+        ".",
+        "::a",
+        "a{",
+        "{ ",
+        "...",
+        "a=",
+        "class a ",
+        "use A::a",
+        "sub a\n",
+        ")",
+        "[",
+    ]
+    heads = ["", "class a", "use A", "sub a", "a(", "end", "using a", "\n  "]
+    started = time.process_time()
+    for extension, head, unit in itertools.product([".h", ".m", ".pl", ".r", ".ts"], heads, units):
+        language_of("a" + extension, head + unit * (50_000 // len(unit)) + "x")
+        assert time.process_time() - started < 60, (extension, head, unit)
+
+
+@given(st.text("a.B/ \n-", max_size=12))
+def test_suffixes_are_those_of_pathlib(path):
+    """`language_of` is asked for every file of every commit, so it does without a path object."""
+    suffix = PurePosixPath(path).suffix.lower()
+    expected = {".a": "python", ".b": "c"}.get(suffix)
+    table = ({}, {".a": "python", ".b": "c"}, {})
+    with unittest.mock.patch("iqc.syntax.languages._index", lambda: table):
+        assert language_of(path) == expected
