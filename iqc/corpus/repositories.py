@@ -84,7 +84,8 @@ def arrange(snapshot: Snapshot, seed: int) -> Arranged:
     rng(seed, "repos", snapshot.id).shuffle(others)
     names = [*others, *(name for name in placed if name in by_path)]
     numbers = {name: number for number, name in enumerate(names)}
-    parts = components(dict.fromkeys(others, ()) | graph, names)
+    alone: dict[str, list[str]] = {name: [] for name in others}
+    parts = components(alone | graph, names)
     groups = [[numbers[name] for name in part] for part in parts]
     return Arranged([by_path[name] for name in names], groups, dict(counts))
 
@@ -124,7 +125,7 @@ def repositories(
     groups = [[number for file in group for number in pieces[file]] for group in arranged.groups]
     parts = split(groups, sizes, measure.limit)
     if not parts:
-        record = {"id": snapshot.id, "repo": snapshot.name, "commit": snapshot.commit, "files": []}
+        record: Record = {"id": snapshot.id, "repo": snapshot.name, "commit": snapshot.commit, "files": []}
         yield Dropped(record, "no_files", 0, 1)
     for number, part in enumerate(parts):
         inside = [files[index] for index in part]

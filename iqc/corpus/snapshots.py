@@ -77,8 +77,8 @@ def read_commit(path: str, name: str, revision: str = "HEAD", max_bytes: int = M
     with Repository(path, revision, shallow=True) as repository:
         found = Snapshot(name, repository.head, digest=hashlib.sha256(f"{name} {repository.head}".encode()).digest())
         choice = _Choice(found, max_bytes)
-        for entry in repository.tree(repository.head):
-            choice.add(entry.path, entry.mode, entry.oid, entry.size)
+        for listed in repository.tree(repository.head):
+            choice.add(listed.path, listed.mode, listed.oid, listed.size)
         entries = choice.entries()
         for start in range(0, len(entries), _BLOBS):
             some = entries[start : start + _BLOBS]

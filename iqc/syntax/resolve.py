@@ -188,8 +188,9 @@ class Java(Rule):
 class C(Rule):
     """A quoted include is looked for beside the file first; then, as one in brackets, by the end of its path."""
 
-    EXTENSIONS = (".h", ".hh", ".hpp", ".hxx", ".h++", ".inc", ".inl", ".ipp", ".tpp", ".tcc", ".def", ".cuh", ".c")
-    EXTENSIONS += (".cc", ".cpp", ".cxx", ".c++", ".cu", ".ixx")
+    EXTENSIONS = tuple(
+        ".h .hh .hpp .hxx .h++ .inc .inl .ipp .tpp .tcc .def .cuh .c .cc .cpp .cxx .c++ .cu .ixx".split()  # noqa: SIM905
+    )
 
     def __init__(self, project: Project):
         super().__init__(project)
