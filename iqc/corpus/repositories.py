@@ -68,15 +68,17 @@ def arrange(snapshot: Snapshot, seed: int) -> Arranged:
     """The order of a record. `dependencies` counts: `edges` between files (or from a file to a package imported whole),
     those of them `against` the order, inside cycles, and `unresolved` imports that look like the repository's own."""
     by_path = {file["path"]: file for file in snapshot.files}
-    resolver = Resolver(by_path, lambda path: by_path[path]["text"].encode() if path in by_path else None)
+    left_out = [dropped.record["path"] for dropped in snapshot.dropped]  # an import of one is not unresolved
+    resolver = Resolver([*by_path, *left_out], lambda path: by_path[path]["text"].encode() if path in by_path else None)
     graph: dict[str, list[str]] = {}
     counts = Counter(edges=0, against=0, unresolved=0)
     for path, file in by_path.items():
         if file["lang"] in ORDERED:
-            graph[path], unresolved = resolver.targets(path, file["text"].encode(), file["lang"])
+            found, unresolved = resolver.targets(path, file["text"].encode(), file["lang"])
+            graph[path] = [name for name in found if name in by_path or name in resolver.groups]
             counts["edges"] += len(graph[path])
             counts["unresolved"] += len(unresolved)
-    graph |= resolver.groups
+    graph |= {name: [path for path in paths if path in by_path] for name, paths in resolver.groups.items()}
     placed = order(graph)
     place = {name: number for number, name in enumerate(placed)}
     counts["against"] = sum(place.get(other, 0) > place[name] for name in graph for other in graph[name])

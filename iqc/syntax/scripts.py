@@ -27,7 +27,8 @@ class Script(Rule):
     """A relative specifier is a file, with or without its extension, or a folder with an index or a package.json.
 
     Others are looked up in `paths` and `baseUrl` of the nearest tsconfig.json or jsconfig.json, then among the names in
-    the repository's own package.json files, whose fields name a source, or what is built of it.
+    the repository's own package.json files, whose fields name a source, or what is built of it; then, with a `/` in
+    them, below each folder above the file (loaders and bundlers are told such roots in programs, which nobody runs).
     """
 
     def __init__(self, project: Project):
@@ -50,7 +51,9 @@ class Script(Rule):
         name, rest = _package(spec)
         if name in self.packages:
             return self._in_package(nearest(self.packages[name], importing.path), rest, typed)
-        return []
+        roots = ancestors(importing.path) if rest and not spec.startswith("@") else ()
+        found_below = (self._file(join(folder, spec), typed) for folder in roots)
+        return next(filter(None, found_below), [])
 
     def _file(self, path: str | None, typed: bool, into: bool = True) -> list[str]:
         """The file that a path without its extension means."""

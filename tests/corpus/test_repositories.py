@@ -62,6 +62,13 @@ def test_one_record():
     }
 
 
+def test_an_import_of_a_file_that_is_left_out_is_no_edge_and_not_unresolved():
+    state = snapshot({"a.js": 'import "./b"; import "./pic.png"; import "./gone"', "b.js": ""})
+    state.drop("pic.png", "binary", 0)
+    (record,) = repositories(state, Options(), Scores())
+    assert record["metadata"]["dependencies"] == {"edges": 1, "against": 0, "unresolved": 1}
+
+
 def test_the_seed_shuffles_the_others_alone():
     orders = [paths(next(repositories(snapshot(), Options(seed=seed), Scores()))) for seed in range(8)]
     assert len({tuple(order[:4]) for order in orders}) > 3
