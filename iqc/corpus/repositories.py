@@ -69,7 +69,11 @@ def arrange(snapshot: Snapshot, seed: int) -> Arranged:
     those of them `against` the order, inside cycles, and `unresolved` imports that look like the repository's own."""
     by_path = {file["path"]: file for file in snapshot.files}
     left_out = [dropped.record["path"] for dropped in snapshot.dropped]  # an import of one is not unresolved
-    resolver = Resolver([*by_path, *left_out], lambda path: by_path[path]["text"].encode() if path in by_path else None)
+
+    def read(path: str) -> bytes | None:
+        return by_path[path]["text"].encode() if path in by_path else None
+
+    resolver = Resolver([*by_path, *left_out], read, snapshot.name)
     graph: dict[str, list[str]] = {}
     counts = Counter(edges=0, against=0, unresolved=0)
     for path, file in by_path.items():

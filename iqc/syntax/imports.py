@@ -32,14 +32,15 @@ ORDERED = frozenset(RULES)  # the languages whose imports are resolved
 class Resolver:
     """Imports to paths, for the files of one repository.
 
-    `paths`: all its files. `read` gives the bytes of one, None when it cannot be had.
+    `paths`: all its files. `read` gives the bytes of one, None when it cannot be had. `name`: the repository's, which
+    is the package's where a package lies at the top.
 
     Where an import names all files of a folder (a Go package), the edges of n importers to m files would be n x m.
     `targets` gives a group instead, one name for all of them, whose files `groups` has; `dependencies` has files.
     """
 
-    def __init__(self, paths: Iterable[str], read: Callable[[str], bytes | None]):
-        self._project = Project(paths, read)
+    def __init__(self, paths: Iterable[str], read: Callable[[str], bytes | None], name: str = ""):
+        self._project = Project(paths, read, name)
         self._rules: dict[type[Rule], Rule] = {}
 
     @property

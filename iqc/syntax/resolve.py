@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 from iqc.syntax.paths import Ends, ancestors, below, ends_of, folder_of, join
 from iqc.syntax.queries import table
@@ -21,7 +22,8 @@ _ROOTS = ("src", "lib", "python")  # folders that projects put on Python's path,
 class Project:
     """The repository that all rules share."""
 
-    def __init__(self, paths: Iterable[str], read: Callable[[str], bytes | None]):
+    def __init__(self, paths: Iterable[str], read: Callable[[str], bytes | None], name: str = ""):
+        self.name = name.rpartition("/")[2]
         self.paths = sorted(set(paths))
         self.known = frozenset(self.paths)
         self.groups: dict[str, list[str]] = {}
@@ -101,7 +103,8 @@ class Python(Rule):
     """Modules and packages below any folder that is no package itself.
 
     The folders above the file come first, with `src`, `lib` and `python` in them, as if each were on Python's path;
-    then a package anywhere. `from a import b` needs the module a.b if there is one, else a.
+    then the top of a tree that is a package itself, by the repository's name; then a package anywhere. Of
+    `from a import b` the module a.b is needed if there is one, else a.
     """
 
     def __init__(self, project: Project):
@@ -128,17 +131,16 @@ class Python(Rule):
         for root in self._roots(importing.path):
             if found := self._at(root, names):
                 return found
-        ends = (end for wanted in names for end in _modules("/".join(wanted)))
+        if parts[0] == self.project.name and (found := self._at("", [wanted[1:] for wanted in names])):
+            return found
+        ends = (end for wanted in names for end in _modules("", wanted))
         anywhere = () if parts[0] in self.builtin else (self.ends.find(end, importing.path) for end in ends)
         return [path for path in anywhere if path][:1]
 
     def _at(self, folder: str, names: list[list[str]]) -> list[str]:
         """The first of the names that is a module, seen from `folder`; no name is the package itself."""
-        for parts in names:
-            for path in _modules("/".join([folder, *parts] if folder else parts)):
-                if path in self.project.known and (parts or folder in self.packages):
-                    return [path]
-        return []
+        found = (path for parts in names for path in _modules(folder, parts) if path in self.project.known)
+        return list(islice(found, 1))
 
     def _roots(self, path: str) -> list[str]:
         folders = [folder for folder in ancestors(path) if folder not in self.packages]
@@ -153,9 +155,11 @@ class Python(Rule):
         return top not in self.builtin and any(near)
 
 
-def _modules(path: str) -> tuple[str, ...]:
+def _modules(folder: str, parts: list[str]) -> list[str]:
     """The files that a module may be; a stub stands in for what is compiled."""
-    return f"{path}.py", f"{path}/__init__.py", f"{path}.pyi", f"{path}/__init__.pyi"
+    path = "/".join([folder, *parts] if folder else parts)
+    names = [below(path, "__init__.py"), below(path, "__init__.pyi")]
+    return [f"{path}.py", names[0], f"{path}.pyi", names[1]] if parts else names
 
 
 class Java(Rule):

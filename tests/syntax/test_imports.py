@@ -118,6 +118,23 @@ def test_python():
     }
 
 
+def test_a_package_at_the_top_has_the_name_of_the_repository():
+    files = {
+        "__init__.py": b"from . import a",
+        "a.py": b"from me import b, x\nimport me.c.d\nimport other",
+        "b.py": b"",
+    }
+    files |= {"c/d.py": b"from .. import missing\nfrom me.a import y"}
+    resolver = Resolver(files, files.get, "you/me")
+    found = {path: resolver.dependencies(path, data, "python") for path, data in files.items()}
+    assert found == {
+        "__init__.py": ["a.py"],
+        "a.py": ["__init__.py", "b.py", "c/d.py"],
+        "b.py": [],
+        "c/d.py": ["__init__.py", "a.py"],
+    }
+
+
 def test_java():
     base = "core/src/main/java/org/demo/app"
     assert needs(
