@@ -57,7 +57,8 @@ def text_lines(text: str) -> list[str]:
 
 def argument(param: Any) -> str:
     """An argument as macros: `Ar DIR`, or `Op Ar INPUT ...`."""
-    name = (param.metavar or choices(param) or param.name.upper()).strip(".").strip("[]")
+    name = (param.metavar or choices(param) or param.name.upper()).strip(".")
+    name = name[1:-1] if name.startswith("[") and name.endswith("]") else name  # but [NAME=]DIR stays
     several = " ..." if param.nargs != 1 else ""
     return f"Ar {name}{several}" if param.required else f"Op Ar {name}{several}"
 

@@ -209,7 +209,7 @@ class Repository:
             for size in sizes:
                 yield next(wanted) if _readable(size, limit) else size
 
-    def _ask(self, what: str, oids: list[str], limit: int) -> Iterator[bytes | int | MissingObject]:
+    def _ask(self, what: str, oids: Sequence[str], limit: int) -> Iterator[bytes | int | MissingObject]:
         """The answers to one command of `cat-file --batch-command` about each object."""
         while oids:
             if self._blobs is None:
@@ -285,7 +285,7 @@ class Repository:
             searched = 0
             while (end := data.find(_END, searched)) < 0:
                 searched = max(0, len(data) - len(_END))
-                if not (chunk := out.read1(1 << 16)):
+                if not (chunk := os.read(out.fileno(), 1 << 16)):
                     failed, self._diffs = self._diffs, None
                     error = self._failed(failed, f"compare {old} and {new}")
                     yield MissingObject(error.what, remedy=error.remedy)

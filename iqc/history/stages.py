@@ -1,43 +1,91 @@
-"""`triplets` as a source stage: sections of repositories in, (R_old, P, R_new) records out."""
+"""Histories as a source stage: parts of repositories in; triplets, commits or pull requests out.
+
+What comes out is said by the type of the options. A part is a section of a first-parent line, or some threads of an
+export. A repository that cannot be read is an item as well: whether it ends the run is for --on-error to say.
+"""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from iqc.errors import BadRecord, IqcError
+from iqc.errors import BadRecord, IqcError, UsageError
+from iqc.history import commits, pulls, triplets
+from iqc.history.export import Threads, read_export
+from iqc.history.filters import Limits, judge, read_metadata
 from iqc.history.git import Repository
-from iqc.history.life import Section
-from iqc.history.triplets import Options, sections, triplets
+from iqc.history.life import Section, cut
 from iqc.streams.runner import ItemInput
 from iqc.streams.stage import Dropped, Raw, Record, Transform
+
+Options = triplets.Options | commits.Options | pulls.Options
+_COMMITS = 1024  # in a section, where each is a record; sections start with reading what changed since the last one
+_PULLS = 500  # in an item
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A repository: its directory, and its name in records."""
+
+    path: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A section of the repository at `path`, or why there is none."""
+    """A part of a repository to be mined, or why there is none."""
 
-    path: str
-    section: Section | None = None
-    error: IqcError | None = None
-
-
-def name_of(path: str) -> str:
-    """What a repository is called when nothing else is said: its directory's name, which its records carry."""
-    return Path(path).resolve().name.removesuffix(".git")
+    source: Source
+    part: Section | Threads | Dropped | IqcError
 
 
-def open_repositories(paths: list[str], options: Options) -> ItemInput:
-    """Sections of repositories as the items of a source stage; a resume compares the names and heads."""
+def sources(inputs: Sequence[str]) -> list[Source]:
+    """NAME=DIR, or DIR by its last name. UsageError for two of one name: the ids of their records would be equal."""
+    found: dict[str, Source] = {}
+    for given in inputs:
+        name, _, path = given.partition("=") if "=" in given and not Path(given).exists() else ("", "", given)
+        name = name or Path(path).resolve().name.removesuffix(".git")
+        if name in found:
+            raise UsageError(f"{found[name].path} and {path} are both {name}", remedy=f"give one as OTHER={path}")
+        found[name] = Source(path, name)
+    return list(found.values())
+
+
+def open_repositories(
+    found: Sequence[Source],
+    options: Options,
+    metadata: str | None = None,
+    limits: Limits | None = None,
+    skip_bad: bool = False,
+) -> ItemInput:
+    """Parts of repositories as the items of a source stage; a resume compares names, heads and side files.
+
+    With `metadata`, the file of filters.py, repositories are held against the limits. `skip_bad` is for the export.
+    """
 
     def listing() -> str:
-        return (
-            "sha256:"
-            + hashlib.sha256("\n".join(f"{name_of(path)} {_head(path)}" for path in paths).encode()).hexdigest()
-        )
+        rows = [f"{source.name} {_head(source.path)}" for source in found]
+        files = [metadata] if metadata else []
+        files += options.export if isinstance(options, pulls.Options) else []
+        rows += [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+        return "sha256:" + hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
-    return ItemInput(_items(paths, options), f"git history of {', '.join(map(name_of, paths))}", listing=listing)
+    def items() -> Iterator[Item]:
+        names = [source.name for source in found]
+        known = read_metadata(metadata, names) if metadata else {}
+        threads = read_export(options.export, names, skip_bad) if isinstance(options, pulls.Options) else {}
+        for source in found:
+            try:
+                if limits and (dropped := judge(source.path, source.name, known, limits)):
+                    yield Item(source, dropped)
+                    continue
+                for part in _parts(source, options, threads.get(source.name, {})):
+                    yield Item(source, part)
+            except IqcError as error:
+                yield Item(source, error)
+
+    return ItemInput(items(), f"git history of {', '.join(source.name for source in found)}", listing=listing)
 
 
 def _head(path: str) -> str:
@@ -48,32 +96,46 @@ def _head(path: str) -> str:
         return error.what
 
 
-def _items(paths: list[str], options: Options) -> Iterator[Item]:
-    """A repository that cannot be read is an item, too: whether it ends the run is for --on-error to say."""
-    for path in paths:
-        try:
-            with Repository(path) as repository:
-                for section in sections(repository, options):
-                    yield Item(path, section)
-        except IqcError as error:
-            yield Item(path, error=error)
-
-
-def mine(options: Options, item: Item) -> Iterator[Record | Dropped | Raw]:
-    """The triplets of one section; what is wrong with it is a bad record."""
-    try:
-        if item.error is not None:
-            raise item.error
-        assert item.section is not None
-        yield Raw(hashlib.sha256(f"{name_of(item.path)} {item.section}".encode()).digest(), 0)
-        yield from triplets(item.path, options, item.section)
-    except IqcError as error:
-        raise BadRecord(error.what, where=error.where or item.path, remedy=error.remedy) from None
+def _parts(source: Source, options: Options, threads: Threads) -> Iterator[Section | Threads]:
+    if isinstance(options, pulls.Options):
+        issues = {number: thread for number, thread in threads.items() if not thread.pull}
+        numbers = sorted(threads.keys() - issues.keys())
+        for start in range(0, len(numbers), _PULLS):
+            yield issues | {number: threads[number] for number in numbers[start : start + _PULLS]}
+        return
+    with Repository(source.path) as repository:
+        if isinstance(options, triplets.Options):
+            yield from triplets.sections(repository, options)
+            return
+        line = commits.window(repository, options.window).line
+        starts = range(line.first, line.last + 1, _COMMITS)
+        yield from cut(repository, line, [(start, min(start + _COMMITS - 1, line.last)) for start in starts])
 
 
 def transform(options: Options) -> Transform:
-    def one(item: Item) -> Iterable[Record | Dropped | Raw]:
-        return mine(options, item)
+    """The map: the records of a part; what is wrong with it is a bad record."""
+    states: dict = {}  # of the last commit that this process was at
+
+    def records(item: Item) -> Iterable[Record | Dropped]:
+        path, part, own = item.source.path, item.part, replace(options, name=item.source.name)
+        if isinstance(part, IqcError):
+            raise part
+        if isinstance(part, Dropped):
+            return [part]
+        if isinstance(own, pulls.Options):
+            assert isinstance(part, dict)
+            return pulls.pulls(path, own, part)
+        assert isinstance(part, Section)
+        if isinstance(own, triplets.Options):
+            return triplets.triplets(path, own, part)
+        return commits.commits(path, own, part, states)
+
+    def one(item: Item) -> Iterator[Record | Dropped | Raw]:
+        try:
+            yield Raw(hashlib.sha256(f"{item.source.name} {item.part!r}".encode()).digest(), 0)
+            yield from records(item)
+        except IqcError as error:
+            raise BadRecord(error.what, where=error.where or item.source.path, remedy=error.remedy) from None
 
     return one
 

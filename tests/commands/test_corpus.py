@@ -9,7 +9,7 @@ import pytest
 JOBS = {
     "crawl-clean": "crawl-clean {world}/tree",
     "dedup": "dedup {world}/documents.zst",
-    "triplets": "triplets {world}/repository {world}/repository --density 20 --min-score 0.1",
+    "triplets": "triplets {world}/repository again={world}/repository --density 20 --min-score 0.1",
     "fim": "fim {world}/unique.zst --rate 1 --stretch 900 --seed 3",
     "pack": "pack {world}/unique.zst {world}/chats.zst --tokenizer {world}/tokenizer --context 128",
     "head": "head -n all {world}/unique.zst {world}/fim.zst",

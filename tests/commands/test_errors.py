@@ -31,7 +31,10 @@ CASES = """
 2 | triplets {world}/repository --density 0 | density 0
 2 | triplets {world}/repository --density nan | --density nan
 2 | triplets {world}/repository --window 80-40 | window
-2 | triplets {world}/repository {world}/repository --name x | --name
+2 | triplets {world}/repository {world}/repository | are both repository
+2 | triplets {world}/repository --as pr | --export
+2 | triplets {world}/repository --as commit --density 3 | --density with --as commit
+2 | triplets {world}/repository --encodings utf-9 | utf-9
 1 | fim {bad}/no-text | no-text:1: a document needs
 1 | fim {bad}/metadata --rate 1 | metadata:1: field "metadata"
 1 | fim {bad}/metadata --stretch 5 | metadata:1: field "metadata"

@@ -107,7 +107,7 @@ def test_a_damaged_tree_costs_the_commits_that_need_it(work):
     path = work.place / ".git/objects" / tree[:2] / tree[2:]
     whole = path.read_bytes()
     path.chmod(0o644)
-    for spoil in (lambda: path.unlink(), lambda: path.write_bytes(b"garbage"), lambda: path.write_bytes(whole[:9])):
+    for spoil in (path.unlink, lambda: path.write_bytes(b"garbage"), lambda: path.write_bytes(whole[:9])):
         spoil()
         with Repository(work.place) as repository:
             commits = list(repository.log(repository.head))
