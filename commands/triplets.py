@@ -1,8 +1,5 @@
 """`iqc triplets`: git histories to (old, patch, new) records: spans of commits, commits, pull requests."""
 
-import codecs
-import inspect
-from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -166,6 +163,9 @@ def triplets(
     request with its conversation. Every patch is applied to the old state and must give the new one.
     """
     given = dict(locals())
+    import inspect
+    from dataclasses import asdict
+
     from iqc.history.stages import factory, open_repositories, sources
     from iqc.streams.runner import run_stage
 
@@ -192,6 +192,8 @@ def triplets(
 
 def _options(as_: As, window: str, encodings: str, **given: Any) -> "Options":
     """The options of the library, for the kind of record."""
+    import codecs
+
     from iqc.history import commits, pulls, triplets
     from iqc.history.states import ContextOptions
 
