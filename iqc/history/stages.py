@@ -12,10 +12,10 @@ from pathlib import Path
 
 from iqc.errors import BadRecord, IqcError, UsageError
 from iqc.history import commits, pulls, triplets
-from iqc.history.export import Threads, read_export
 from iqc.history.filters import Limits, judge, read_metadata
 from iqc.history.git import Repository
 from iqc.history.life import Section, cut
+from iqc.history.threads import Threads, read_export
 from iqc.streams.runner import ItemInput
 from iqc.streams.stage import Dropped, Raw, Record, Transform
 
