@@ -127,7 +127,7 @@ class Index(Generic[Key]):
         scores: dict[Key, float] = {}
         for weight, _, posting in weighed:
             if len(posting) > 2 * len(scores) > 2 * enough and nlargest(enough, scores.values())[-1] > left:
-                hits = [(key, count) for key in scores if (count := posting.get(key))]
+                hits: Iterable[tuple[Key, int]] = [(key, count) for key in scores if (count := posting.get(key))]
             else:
                 hits = posting.items()
             for key, count in hits:

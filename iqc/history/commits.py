@@ -156,7 +156,7 @@ class _Miner:
             rank += len(batch)
             self.texts.prefetch(oid for _, found in made if found for _, _, oid in found.files)
             for record, found in made:
-                if found is not None:
+                if found is not None and not isinstance(record, Dropped):
                     self._show(record, found)
                 yield record
 
@@ -164,32 +164,32 @@ class _Miner:
         self, rank: int, commit: Commit, rejected: Rejected | None, diff: bytes | None
     ) -> tuple[Record | Dropped, "_Found | None"]:
         """What becomes of a commit, and what was found for it; then the state is that after the commit."""
-        parent = commit.parents[0] if commit.parents else ""
-        there = self.state is not None and self._arrive(parent)
+        state = self._state(commit.parents[0] if commit.parents else "")
+        made: Record | Dropped
         found = None
         try:
             if rejected:
                 raise rejected
-            record = self._change(rank, commit, diff)
-            if self.state is not None:
-                if not there:
-                    raise Rejected("missing_object", f"the tree of {parent}")
-                found = self._find(record)
+            made = record = self._change(rank, commit, diff)
+            if self.options.context:
+                if state is None:
+                    raise Rejected("missing_object", f"the tree of {commit.parents[0]}")
+                found = self._find(state, record)
         except Rejected as error:
             about = {"id": self._id(commit), "repo": self.name, "new": {"commit": commit.id}}
-            record = Dropped(about, f"commits.{error.rule}", error.value, error.threshold)
-        if there and not commit.damage:
-            self.state.advance(commit, diff)
-        return record, found
+            made = Dropped(about, f"commits.{error.rule}", error.value, error.threshold)
+        if state is not None and not commit.damage:
+            state.advance(commit, diff)
+        return made, found
 
-    def _arrive(self, parent: str) -> bool:
-        """Whether the state is that of the parent; read from its tree when it is of another commit."""
-        if self.state.commit != parent:
+    def _state(self, parent: str) -> State | None:
+        """The state of a parent, read from its tree when that of another commit was the last; None if it cannot be."""
+        if self.state is not None and self.state.commit != parent:
             try:
                 self.state.synchronise(parent)
             except IqcError:  # Git has many words for a tree that cannot be read
-                return False
-        return True
+                return None
+        return self.state
 
     def _judge(self, commit: Commit) -> Rejected | None:
         """What speaks against a commit before any of its files is read."""
@@ -230,9 +230,9 @@ class _Miner:
     def _id(self, commit: Commit) -> str:
         return f"{self.name}@{commit.id[:12]}"
 
-    def _find(self, record: Record) -> "_Found":
+    def _find(self, state: State, record: Record) -> "_Found":
         """What there is before the change, and how much of the change the search can find."""
-        options, state = self.options, self.state
+        options = self.options
         changed = [state.files[file["path"]] for file in record["old"]["files"] if file["path"] in state.files]
         at_top = [path for path, inner in state.listing.root.items() if inner is None and _README.fullmatch(path)]
         readme = min(at_top, key=lambda path: (not path.lower().endswith(".md"), path), default=None)
