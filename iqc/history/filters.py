@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from os import PathLike
 from typing import Any
 
-from iqc.errors import BadRecord
+from iqc.errors import BadRecord, UsageError
 from iqc.history.git import Repository
 from iqc.streams.reader import open_inputs
 from iqc.streams.stage import Dropped, Record
@@ -49,8 +49,12 @@ Metadata = dict[str, dict[str, float]]  # name in lower case -> rule -> number
 
 
 def read_metadata(path: str, names: Iterable[str]) -> Metadata:
-    """What the file says of these repositories; of two lines about one, the last. BadRecord names file and line."""
+    """What the file says of these repositories, by the names given; of two lines about one, the last.
+
+    A name without owner is the only repository of that name in the file. BadRecord names file and line.
+    """
     wanted = {name.lower() for name in names}
+    owners: dict[str, str] = {}  # of names without one, as they are met
     found: Metadata = {}
     (source,) = open_inputs([path])
     number = 0
@@ -63,8 +67,16 @@ def read_metadata(path: str, names: Iterable[str]) -> Metadata:
                 name, numbers = _row(parse(line))
             except BadRecord as error:
                 raise BadRecord(error.what, where=f"{path}:{number}", remedy=error.remedy) from None
+            owner, _, short = name.rpartition("/")
             if name in wanted:
                 found[name] = numbers
+            elif short in wanted:
+                if owners.setdefault(short, owner) != owner:
+                    raise UsageError(
+                        f"{path} has {owners[short]}/{short} and {name}, where {short} is asked for",
+                        remedy="name the repository with its owner, --name OWNER/NAME",
+                    )
+                found[short] = numbers
     return found
 
 

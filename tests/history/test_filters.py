@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from iqc.errors import BadRecord
+from iqc.errors import BadRecord, UsageError
 from iqc.history.filters import Limits, judge, read_metadata
 
 REST = {
@@ -44,6 +44,15 @@ def test_plain_names_and_compressed_files(tmp_path):
     row = {"repo": "o/r", "stars": 5, "forks": 1, "commits": 7, "age_days": 3.5}
     path.write_bytes(gzip.compress("\n".join(json.dumps(r) for r in (REST, {"repo": "a/b"}, row)).encode()))
     assert read_metadata(str(path), ["o/r"]) == {"o/r": {"stars": 5, "forks": 1, "commits": 7, "age_days": 3.5}}
+
+
+def test_a_name_without_owner_is_the_only_one(tmp_path):
+    rows = [REST, {"repo": "a/other", "stars": 1}]
+    found = read_metadata(write(tmp_path / "m", *rows), ["r"])
+    assert judge("/nowhere", "r", found, Limits()) is None
+    with pytest.raises(UsageError, match="a/r"):
+        read_metadata(write(tmp_path / "m", *rows, {"repo": "a/r"}), ["r"])
+    assert set(read_metadata(write(tmp_path / "m", *rows, {"repo": "a/r"}), ["o/r", "a/r"])) == {"o/r", "a/r"}
 
 
 def test_what_the_file_lacks_is_asked_of_the_history(work, tmp_path):
