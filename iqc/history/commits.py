@@ -42,6 +42,7 @@ _TRAILER = re.compile(
     r"^[\w-]+-by: .*$|^merge pull request .*$|^change-id: .*$|https?://\S+", re.IGNORECASE | re.MULTILINE
 )
 _README = re.compile(r"readme(?:\.\w+)?", re.IGNORECASE)
+_QUERY_CHARS = 4_000  # of a message: some are logs of whole releases
 _INDEXED_BYTES = 200_000  # a larger file is hardly written by hand, and no search for a change needs it
 
 
@@ -284,7 +285,7 @@ def _judge_subject(subject: str) -> Rejected | None:
 
 def _query(message: str) -> str:
     """What a message says of the change: without the lines that name people and other systems."""
-    return _TRAILER.sub("", message)
+    return _TRAILER.sub("", message[:_QUERY_CHARS])
 
 
 def is_bot(author: str) -> bool:

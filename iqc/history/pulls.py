@@ -21,7 +21,7 @@ from os import PathLike
 from pathlib import Path
 
 from iqc.errors import IqcError
-from iqc.history.change import Whole, read_change, reject_changes
+from iqc.history.change import Whole, blobs_of, read_change, reject_changes
 from iqc.history.commits import is_bot
 from iqc.history.git import MissingObject, Repository
 from iqc.history.log import Change, Commit
@@ -34,6 +34,7 @@ from iqc.streams.stage import Dropped, Record
 _OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _MERGE = re.compile(r"Merge pull request #(\d{1,9})\b")
 _SQUASH = re.compile(r"\(#(\d{1,9})\)\s*$")
+_BATCH = 24  # pull requests whose files and diffs are asked of Git at once
 _REBASED = 100  # commits of a rebased pull request, at most
 
 
@@ -94,14 +95,22 @@ class _Joiner:
         self.texts = Texts(self.repository, self.options.max_file_bytes, self.options.encodings)
 
     def join(self) -> Iterator[Record | Dropped]:
+        """A few at a time, so that Git is asked ahead."""
         pulls = [thread for _, thread in sorted(self.threads.items()) if thread.pull]
         on_line = self._on_line(pulls)
-        for pull in pulls:
-            try:
-                yield self._record(pull, on_line.get(pull.number))
-            except Rejected as error:
-                about = {"id": f"{self.name}#{pull.number}", "repo": self.name}
-                yield Dropped(about, f"pulls.{error.rule}", error.value, error.threshold)
+        for start in range(0, len(pulls), _BATCH):
+            batch = [(pull, self._judge(pull, on_line.get(pull.number))) for pull in pulls[start : start + _BATCH]]
+            spans = [found for _, found in batch if isinstance(found, _Span)]
+            diffs = self.repository.diffs([(span.old, span.new) for span in spans])
+            self.texts.prefetch(oid for span in spans for oid in blobs_of(span.changes))
+            for pull, found in batch:
+                try:
+                    if isinstance(found, Rejected):
+                        raise found
+                    yield self._record(pull, found, next(diffs))
+                except Rejected as error:
+                    about = {"id": f"{self.name}#{pull.number}", "repo": self.name}
+                    yield Dropped(about, f"pulls.{error.rule}", error.value, error.threshold)
 
     def _on_line(self, pulls: Sequence[Thread]) -> dict[int, tuple[str, Commit]]:
         """How and which commit of the first-parent line ends a pull request; one that it names goes before another."""
@@ -117,32 +126,31 @@ class _Joiner:
                 found.setdefault(int(match[1]), ("message", commit))
         return found
 
-    def _record(self, pull: Thread, on_line: tuple[str, Commit] | None) -> Record:
-        """The record of a pull request; Rejected by what speaks against it."""
-        limits = table()["limits"]
+    def _judge(self, pull: Thread, on_line: tuple[str, Commit] | None) -> _Span | Rejected:
+        """The commits of a pull request, or what speaks against it before any file is read."""
         if pull.get("bot") or is_bot(pull.get("author", "")):
-            raise Rejected("bot", pull.get("author"))
-        title = pull.get("title")
-        low, high = limits["title_chars"]
-        if title is not None and not low <= len(title) <= high:
-            raise Rejected("title_chars", len(title), limits["title_chars"])
-        span = self._span(pull, on_line)
-        if rejected := reject_changes(span.changes, self.options.max_files):
-            raise rejected
-        if title is None:
-            title, body = subject_and_body(span.messages[-1])
-            pull.learn("", title=_SQUASH.sub("", title).strip() or None, body=body or None)
-            if not low <= len(pull.get("title", "")) <= high:
-                raise Rejected("title_chars", len(pull.get("title", "")), limits["title_chars"])
+            return Rejected("bot", pull.get("author"))
         try:
-            diff = self.repository.diff(span.old, span.new)
-        except MissingObject as error:
-            raise Rejected("missing_object", error.what) from None
+            span = self._span(pull, on_line)
+        except Rejected as rejected:
+            return rejected
+        if "title" not in pull.facts:
+            title, body = subject_and_body(span.messages[-1])
+            pull.learn("", title=_SQUASH.sub("", title).strip(), body=body)
+        low, high = table()["limits"]["title_chars"]
+        if not low <= len(pull.get("title")) <= high:
+            return Rejected("title_chars", len(pull.get("title")), [low, high])
+        return reject_changes(span.changes, self.options.max_files) or span
+
+    def _record(self, pull: Thread, span: _Span, diff: bytes | MissingObject) -> Record:
+        """The record of a pull request; Rejected by what its files, patch and texts are."""
+        if isinstance(diff, MissingObject):
+            raise Rejected("missing_object", diff.what)
         whole = read_change(self.texts, span.changes, diff, self.options.max_patch_bytes)
         record = self._with_text(pull, span, whole)
-        chars = len(whole.patch) + sum(map(len, _texts(record)))
-        if not limits["chars"][0] <= chars <= limits["chars"][1]:
-            raise Rejected("chars", chars, limits["chars"])
+        chars, limits = len(whole.patch) + sum(map(len, _texts(record))), table()["limits"]["chars"]
+        if not limits[0] <= chars <= limits[1]:
+            raise Rejected("chars", chars, limits)
         return record
 
     def _span(self, pull: Thread, on_line: tuple[str, Commit] | None) -> _Span:
