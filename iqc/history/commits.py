@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from itertools import islice
+from itertools import chain, islice
 from math import ceil, floor
 from os import PathLike
 from pathlib import Path
@@ -147,6 +147,7 @@ class _Miner:
             # The index follows every commit; a record is made of those that are not rejected yet.
             asked = [bool(c.parents and not c.damage and (self.state or not rule)) for c, rule in zip(batch, rejected)]
             diffs = self.repository.diffs([(c.parents[0], c.id) for c, ask in zip(batch, asked) if ask])
+            diffs = chain(list(islice(diffs, 1)), diffs)  # asked for: Git compares while the files are read
             self.texts.prefetch(
                 oid for commit, rule in zip(batch, rejected) if rule is None for oid in blobs_of(commit.changes)
             )

@@ -17,6 +17,7 @@ the export lacks is taken from the commit's message.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
 
@@ -102,6 +103,7 @@ class _Joiner:
             batch = [(pull, self._judge(pull, on_line.get(pull.number))) for pull in pulls[start : start + _BATCH]]
             spans = [found for _, found in batch if isinstance(found, _Span)]
             diffs = self.repository.diffs([(span.old, span.new) for span in spans])
+            diffs = chain(list(islice(diffs, 1)), diffs)  # asked for: Git compares while the files are read
             self.texts.prefetch(oid for span in spans for oid in blobs_of(span.changes))
             for pull, found in batch:
                 try:
