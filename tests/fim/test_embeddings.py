@@ -154,3 +154,17 @@ def test_snippets_of_a_repository_are_embedded_once_and_ranked_by_cosine(server)
         found = snippets.similar(0, "red", " = 1\n", "blue = 2\n")
         assert [s["path"] for s in found][-2:] == ["a.py", "b.py"]
     assert [len(body["input"]) for _, _, body in server.asked] == [4, 1, 1]
+
+
+def test_the_command_asks_the_endpoint(server, iqc, tmp_path):
+    path = tmp_path / "in.jsonl"
+    files = [{"path": f"{k}.py", "text": f"red_{k} = blue\nblue = {k}\n"} for k in range(3)]
+    path.write_text(json.dumps({"id": "r", "repo": "r", "files": files}) + "\n")
+    options = ["--rate", "1", "--similar", "embeddings", "--endpoint", server.url, "--embedding-model", "bag"]
+    done = iqc("fim", path, "--plain", "-q", "-j", "1", *options)
+    assert done.returncode == 0, done.stderr
+    assert any(json.loads(line)["context"] for line in done.stdout.splitlines())
+    assert {body["model"] for _, _, body in server.asked} == {"bag"}
+    server.planned.append((401, {}, b"no key"))
+    done = iqc("fim", path, "--plain", "-q", "-j", "2", *options)
+    assert done.returncode == 1 and b"401" in done.stderr and b"OPENAI_API_KEY" in done.stderr
