@@ -8,7 +8,6 @@ valid Unicode. Byte-level BPE encodes each part alone. `line`: one line, with it
 Each cut is uniform over all of its level. A level that a file cannot give becomes a line, with the reason.
 """
 
-import re
 from random import Random
 
 import numpy as np
@@ -22,10 +21,6 @@ LEVELS = ("character", "line", *SYNTAX_LEVELS)
 
 MAX_PARSED = 4_000_000  # bytes; a tree takes 20 to 80 bytes a byte of source
 PARSE_SECONDS = 5.0  # of processor time; real files of that size take one
-# What makes a parser work for minutes within one step, where it cannot be ended: generics left open in Java and C# (40
-# KB of `a<a<...`: 20 s, 3.5 GB), comments left open in Swift (2 KB of `/*/*...`: 18 s). 300 of them cost 0.2 s at most.
-_MARKS = {"java": re.compile(rb"[<>]"), "csharp": re.compile(rb"[<>]"), "swift": re.compile(rb"/\*|\*/")}
-MAX_LEFT_OPEN = 300
 _DRAWS = 16  # of lines and characters, until what may be drawn is listed
 _LINE_ENDS = (10, 13)  # as Git and compilers see them: str.splitlines would also cut at form feeds and U+2028
 
@@ -116,16 +111,12 @@ class Cutter:
             if len(data) > MAX_PARSED:
                 self._refused = "the file is too large to parse"
                 return None
-            marks = _MARKS[lang].findall(data) if lang in _MARKS else []
-            if 2 * (marks.count(b"<") + marks.count(b"/*")) - len(marks) > MAX_LEFT_OPEN:
-                self._refused = "too much is left open to be parsed"
-                return None
             try:
                 self._tree = parse(data, lang, PARSE_SECONDS)
             except IqcError as error:
                 self._refused = f"not parsed: {error.what}"
             except TimeoutError:
-                self._refused = "the parse takes too long"
+                self._refused = "the parse takes too long or crashes"
             self._visible = len(data) - len(data.lstrip()), len(data.rstrip())
         return self._tree
 

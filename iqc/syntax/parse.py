@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
 from random import Random
-from time import thread_time
 from typing import TYPE_CHECKING, cast
 
 import tree_sitter_language_pack
@@ -17,6 +16,7 @@ from tree_sitter import Language as Grammar
 from tree_sitter import Node, Parser, Query, QueryCursor, Tree, TreeCursor
 
 from iqc.errors import BadRecord, IqcError
+from iqc.syntax.guard import survives, suspicious
 from iqc.syntax.languages import language
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 
 _ORDER = attrgetter("start_byte", "end_byte", "descendant_count")  # the last tells nodes of one span apart
-_BLOCK = 1 << 16  # bytes that the parser is handed at a time
 _BATCH = 8  # numbers of the first batch of a draw
 
 
@@ -57,19 +56,14 @@ def encode(text: str) -> bytes:
 def parse(source: str | bytes, lang: str, seconds: float | None = None) -> Tree:
     """The syntax tree of a file. Parsing never fails: what the grammar cannot read becomes error nodes.
 
-    `seconds`: TimeoutError when it takes this thread more processor time than that.
+    `seconds`: TimeoutError when a text that looks hostile (iqc.syntax.guard) takes more processor time, or crashes.
     """
     data, parser = encode(source) if isinstance(source, str) else source, _parser(lang)
     if lang == "perl" and not data.endswith(b"\n"):
         data += b"\n"  # its scanner never returns from a comment in which the file ends, whatever the time limit
-    if seconds is None:
-        return parser.parse(data)
-    end = thread_time() + seconds
-    try:
-        return parser.parse(lambda at, _: data[at : at + _BLOCK], progress_callback=lambda *_: thread_time() > end)
-    except ValueError:
-        parser.reset()  # or the next parse would go on where this one ended
-        raise TimeoutError(f"not parsed as {lang} within {seconds} s") from None
+    if seconds is not None and suspicious(data) and not survives(lambda: parser.parse(data), seconds):
+        raise TimeoutError(f"not parsed as {lang} within {seconds} s")
+    return parser.parse(data)
 
 
 def error_bytes(tree: Tree) -> int:

@@ -9,7 +9,6 @@ from iqc.errors import IqcError
 from iqc.fim import cuts
 from iqc.fim.cuts import LEVELS, Cutter
 from iqc.streams.stage import rng
-from iqc.syntax.languages import languages
 from iqc.syntax.parse import nodes, parse
 
 SOURCE = """import os
@@ -105,14 +104,6 @@ def test_a_file_of_200_mb_takes_seconds(level):
     assert reason == (None if found == level else "the file is too large to parse")
 
 
-def test_a_parse_that_takes_too_long_is_ended_and_leaves_the_parser_usable(monkeypatch):
-    monkeypatch.setattr(cuts, "PARSE_SECONDS", 0.0)
-    found = Cutter(SOURCE * 200, "python").cut("function", rng(0, "test", "slow"))
-    assert found[0] == "line" and found[2] == "the parse takes too long"
-    monkeypatch.undo()
-    assert Cutter(SOURCE, "python").cut("function", rng(0, "test", "slow"))[0] == "function"
-
-
 def test_a_grammar_that_cannot_be_loaded_gives_lines_and_the_reason(monkeypatch):
     def broken(*_: object) -> None:
         raise IqcError("the grammar cannot be loaded: no such file", remedy="install it")
@@ -124,21 +115,8 @@ def test_a_grammar_that_cannot_be_loaded_gives_lines_and_the_reason(monkeypatch)
         assert (found, reason) == ("line", "not parsed: the grammar cannot be loaded: no such file")
 
 
-@pytest.mark.parametrize(("lang", "text"), [("java", "a<" * 20_000), ("csharp", "a<" * 20_000), ("swift", "/*" * 1000)])
-def test_text_that_would_hold_a_parser_for_minutes_is_not_parsed(lang, text):
-    if lang not in languages():
-        pytest.skip(f"no {lang} in the table of languages")
-    started = time.process_time()
-    cutter = Cutter(text, lang)
-    level, _, reason = cutter.cut("statement", rng(0, "test", lang))
-    assert (level, reason) == ("line", "too much is left open to be parsed")
-    assert time.process_time() - started < 1
-
-
-def test_a_parse_that_goes_wild_step_by_step_is_ended(monkeypatch):
-    if "scala" not in languages():
-        pytest.skip("no scala in the table of languages")
-    monkeypatch.setattr(cuts, "PARSE_SECONDS", 0.5)
-    started = time.process_time()
-    assert Cutter("a b " * 5000, "scala").cut("statement", rng(0, "test", "wild"))[2] == "the parse takes too long"
-    assert time.process_time() - started < 2
+@pytest.mark.parametrize(("lang", "text"), [("swift", "/*" * 1000), ("scala", "a b " * 5000), ("perl", "`${" * 400)])
+def test_text_that_would_hold_or_crash_the_parser_gives_lines(monkeypatch, lang, text):
+    monkeypatch.setattr(cuts, "PARSE_SECONDS", 1)
+    level, _, reason = Cutter(text, lang).cut("statement", rng(0, "test", lang))
+    assert (level, reason) == ("line", "the parse takes too long or crashes")

@@ -80,7 +80,9 @@ def test_a_repository_of_one_file_gives_samples_of_file_level_and_says_so(reposi
 
 
 def test_pieces_of_a_file_are_documents_of_their_own_and_no_context_for_each_other():
-    pieces = [{"path": "a.py", "text": f"value_{k} = read_line(path)\nread_line({k})\n", "line": 1 + 2 * k} for k in range(2)]
+    pieces = [
+        {"path": "a.py", "text": f"value_{k} = read_line(path)\nread_line({k})\n", "line": 1 + 2 * k} for k in range(2)
+    ]
     other = {"path": "b.py", "text": "def read_line(path):\n    return path.open().readline()\n"}
     out = run({"id": "r", "repo": "r", "files": [*pieces, other]}, rate=1, weights={"line": 1})
     assert [item["id"] for item in out] == ["r:a.py:1#fim0", "r:a.py:3#fim0", "r:b.py#fim0"]
