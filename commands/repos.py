@@ -103,4 +103,6 @@ def repos(
         min_quality=min_quality,
         seed=seed,
     )
-    run_stage("repos", shown, settings, factory(options, tokenizer), source=open_sources(found), seed=seed)
+    run_stage(
+        "repos", shown, settings, factory(options, tokenizer), source=open_sources(found, max_file_bytes), seed=seed
+    )

@@ -66,7 +66,8 @@ class Arranged:
 
 def arrange(snapshot: Snapshot, seed: int) -> Arranged:
     """The order of a record. `dependencies` counts: `edges` between files (or from a file to a package imported whole),
-    those of them `against` the order, inside cycles, and `unresolved` imports that look like the repository's own."""
+    those of them `against` the order, inside cycles, `unresolved` imports that look like the repository's own, and
+    files `unparsed` because they keep the parser busy."""
     by_path = {file["path"]: file for file in snapshot.files}
     left_out = [dropped.record["path"] for dropped in snapshot.dropped]  # an import of one is not unresolved
 
@@ -75,13 +76,14 @@ def arrange(snapshot: Snapshot, seed: int) -> Arranged:
 
     resolver = Resolver([*by_path, *left_out], read, snapshot.name)
     graph: dict[str, list[str]] = {}
-    counts = Counter(edges=0, against=0, unresolved=0)
+    counts = Counter(edges=0, against=0, unresolved=0, unparsed=0)
     for path, file in by_path.items():
         if file["lang"] in ORDERED:
-            found, unresolved = resolver.targets(path, file["text"].encode(), file["lang"])
-            graph[path] = [name for name in found if name in by_path or name in resolver.groups]
+            found = resolver.targets(path, file["text"].encode(), file["lang"])
+            graph[path] = [name for name in found.names if name in by_path or name in resolver.groups]
             counts["edges"] += len(graph[path])
-            counts["unresolved"] += len(unresolved)
+            counts["unresolved"] += len(found.unresolved)
+            counts["unparsed"] += not found.parsed
     graph |= {name: [path for path in paths if path in by_path] for name, paths in resolver.groups.items()}
     placed = order(graph)
     place = {name: number for number, name in enumerate(placed)}

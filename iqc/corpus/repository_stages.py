@@ -34,6 +34,8 @@ def sources(inputs: Sequence[str], revision: str) -> list[Source]:
         if not Path(path).is_dir():
             raise UsageError(f"{given} is no directory", remedy="name source trees or git repositories: [NAME=]DIR")
         name = name or Path(path).resolve().name.removesuffix(".git")
+        if not name.isprintable():  # nor is what is no UTF-8
+            raise UsageError(f"{given!a} is no name for records", remedy="give one as NAME=DIR")
         if name in found:
             raise UsageError(f"{found[name].path} and {path} are both {name}", remedy=f"give one as OTHER={path}")
         found[name] = Source(path, name, revision)
@@ -52,12 +54,12 @@ def read(source: Source, max_bytes: int) -> Snapshot:
     return read_tree(source.path, source.name, max_bytes)
 
 
-def open_sources(found: list[Source]) -> ItemInput:
+def open_sources(found: list[Source], max_bytes: int) -> ItemInput:
     """Repositories as the items of a stage; a resume compares their names with their commits or contents."""
 
     def state(source: Source) -> str:
         if not is_git(source.path):
-            return read_tree(source.path, source.name).digest.hex()
+            return read_tree(source.path, source.name, max_bytes).digest.hex()
         with Repository(source.path, source.revision, shallow=True) as repository:
             return repository.head
 

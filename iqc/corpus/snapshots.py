@@ -7,7 +7,7 @@ that is left out is Dropped with its reason, and the others stay:
     symlink, submodule   they have no text of their own
     path                 not UTF-8, absolute, with `..`, control characters or too long: it may be written to a disk
     folder               below a folder that trees.py skips (version control, caches, installed packages)
-    file_bytes, binary, encoding, missing_object
+    file_bytes, binary, encoding, missing_object, unreadable
     duplicate            a second entry of the same path, in a damaged tree
 """
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from iqc.corpus.trees import MAX_BYTES, SKIPPED, NotText, decode, walk
-from iqc.errors import BadRecord, IqcError
+from iqc.errors import BadRecord
 from iqc.history.git import MissingObject, Repository
 from iqc.history.log import SUBMODULE
 from iqc.streams.stage import Dropped, Record
@@ -96,21 +96,21 @@ def read_tree(path: str, name: str, max_bytes: int = MAX_BYTES) -> Snapshot:
     """The state of a source tree. IqcError: it cannot be read."""
     found = Snapshot(name, None)
     choice = _Choice(found, max_bytes)
-    for file, status in walk(path):
+    whole = hashlib.sha256(name.encode())
+    for file, status in sorted(walk(path)):
         executable = status.st_mode & stat.S_IXUSR
         mode = SYMLINK if stat.S_ISLNK(status.st_mode) else "100755" if executable else "100644"
         if stat.S_ISREG(status.st_mode) or mode == SYMLINK:
             choice.add(os.fsencode(file), mode, file, status.st_size)
-    whole = hashlib.sha256(name.encode())
+            whole.update(b"\0".join((os.fsencode(file), mode.encode(), str(status.st_size).encode(), b"")))
     read: list[tuple[_Entry, bytes]] = []
     for entry in choice.entries():
         try:
             with open(os.path.join(path, entry.key), "rb") as source:
                 data = source.read(max_bytes + 1)
         except OSError as error:
-            raise IqcError(
-                f"cannot read {entry.path}: {error.strerror}", where=path, remedy="make it readable"
-            ) from None
+            found.drop(entry.path, "unreadable", error.strerror)
+            continue
         whole.update(entry.path.encode() + b"\0" + hashlib.sha256(data).digest())
         read.append((entry, data))
     found.digest = whole.digest()

@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from iqc.errors import IqcError
 from iqc.streams.stage import Dropped, Record
@@ -47,14 +48,20 @@ def walk(root: str | Path) -> Iterator[tuple[str, os.stat_result]]:
     if not os.path.isdir(root):
         raise IqcError("not a directory", where=str(root), remedy="name the top of a source tree")
 
-    def refuse(error: OSError) -> None:
+    def refuse(error: OSError) -> NoReturn:
         raise IqcError(f"cannot list: {error.strerror}", where=str(error.filename), remedy="make it readable") from None
 
     for folder, names, files in os.walk(root, onerror=refuse):
         names[:] = [name for name in names if name not in SKIPPED]
         prefix = Path(folder).relative_to(root).as_posix()
         for name in (*files, *(name for name in names if os.path.islink(os.path.join(folder, name)))):
-            yield name if prefix == "." else f"{prefix}/{name}", os.lstat(os.path.join(folder, name))
+            try:
+                status = os.lstat(os.path.join(folder, name))
+            except FileNotFoundError:  # removed since the folder was listed
+                continue
+            except OSError as error:  # a folder that may be listed but not entered
+                refuse(error)
+            yield name if prefix == "." else f"{prefix}/{name}", status
 
 
 def read_file(root: str | Path, path: str, source: str, repo: str | None = None) -> Record | Dropped:

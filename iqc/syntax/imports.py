@@ -6,13 +6,14 @@ C# the namespaces that files declare).
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from iqc.syntax.projects import CSharp, Go, Rust
 from iqc.syntax.resolve import C, Importing, Java, Project, Python, Rule
 from iqc.syntax.scripts import Script
 from iqc.syntax.specifiers import imports
 
-__all__ = ["ORDERED", "Resolver", "imports"]
+__all__ = ["ORDERED", "Resolver", "Targets", "imports"]
 
 RULES: dict[str, type[Rule]] = {
     "python": Python,
@@ -27,6 +28,20 @@ RULES: dict[str, type[Rule]] = {
     "csharp": CSharp,
 }
 ORDERED = frozenset(RULES)  # the languages whose imports are resolved
+
+
+@dataclass(slots=True)
+class Targets:
+    """What one file imports.
+
+    names       files and groups, sorted
+    unresolved  specifiers that look like the repository's own but name nothing in it: generated or moved files, mostly
+    parsed      False for a text made to keep the parser busy: it imports nothing
+    """
+
+    names: list[str] = field(default_factory=list)
+    unresolved: list[str] = field(default_factory=list)
+    parsed: bool = True
 
 
 class Resolver:
@@ -50,14 +65,13 @@ class Resolver:
 
     def dependencies(self, path: str, data: bytes, lang: str) -> list[str]:
         """The files that the file at `path` imports, sorted, without itself."""
-        found = {file for name in self.targets(path, data, lang)[0] for file in self.groups.get(name, [name])}
+        found = {file for name in self.targets(path, data, lang).names for file in self.groups.get(name, [name])}
         return sorted(found - {path})
 
-    def targets(self, path: str, data: bytes, lang: str) -> tuple[list[str], list[str]]:
-        """Files and groups that the file imports, sorted; and the specifiers that look like the repository's own, but
-        name nothing in it (generated or moved files, most of them)."""
+    def targets(self, path: str, data: bytes, lang: str) -> Targets:
+        """What the file at `path` imports, but itself."""
         if lang not in RULES:
-            return [], []
+            return Targets()
         kind = RULES[lang]
         if kind not in self._rules:
             self._rules[kind] = kind(self._project)
@@ -66,11 +80,11 @@ class Resolver:
         unresolved = []
         try:
             own = imports(data, lang)
-        except TimeoutError:  # a text made to keep the parser busy imports nothing
-            own = []
+        except TimeoutError:
+            return Targets(parsed=False)
         for spec in dict.fromkeys((*own, *rule.implied(path))):
             named = rule.find(spec, importing)
             found.update(named)
             if not named and rule.is_internal(spec, importing):
                 unresolved.append(spec)
-        return sorted(found - {path}), unresolved
+        return Targets(sorted(found - {path}), unresolved)

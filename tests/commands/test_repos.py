@@ -79,6 +79,27 @@ def test_finished_shards_are_kept_until_a_repository_changes(server, place, tmp_
     assert done.returncode == 1 and "a shard of another run" in done.stderr
 
 
+def test_a_change_in_a_large_file_is_noticed(server, tmp_path):
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big/a.txt").write_text("x=1\n" * 800_000)
+    command = ["repos", tmp_path / "big", "--max-file-bytes", 10_000_000, "-o", f"{tmp_path}/out/"]
+    server.make(*command)
+    (tmp_path / "big/a.txt").write_text("y=2\n" * 800_000)
+    assert server.run(*command).returncode == 1
+
+
+def test_names_that_no_record_can_carry(server, tmp_path):
+    for name in (b"not utf \xff", b"a\nb"):
+        os.mkdir(os.path.join(os.fsencode(tmp_path), name))
+        with open(os.path.join(os.fsencode(tmp_path), name, b"a.py"), "w") as file:
+            file.write("x")
+        place = os.fsdecode(os.path.join(os.fsencode(tmp_path), name))
+        done = server.run("repos", place)
+        assert done.returncode == 2 and "give one as NAME=DIR" in done.stderr
+        assert b'"repo":"good"' in server.make("repos", f"good={place}", "--plain").stdout
+    assert server.run("repos", f"a\nb={tmp_path}").returncode == 2
+
+
 def test_records(server, place, tmp_path, read):
     out = [tmp_path / name for name in ("out", "explained", "summary")]
     server.make("repos", *all_of(place), "-o", out[0], "--explain", out[1], "--summary", out[2])

@@ -60,7 +60,7 @@ def test_one_record():
     assert record["metadata"] == {
         "languages": {"c": 1, "css": 1, "javascript": 2, "json": 1, "markdown": 1, "none": 1, "python": 4},
         "bytes": sum(map(len, TEXTS.values())),
-        "dependencies": {"edges": 6, "against": 1, "unresolved": 1},
+        "dependencies": {"edges": 6, "against": 1, "unresolved": 1, "unparsed": 0},
     }
 
 
@@ -68,7 +68,15 @@ def test_an_import_of_a_file_that_is_left_out_is_no_edge_and_not_unresolved():
     state = snapshot({"a.js": 'import "./b"; import "./pic.png"; import "./gone"', "b.js": ""})
     state.drop("pic.png", "binary", 0)
     (record,) = repositories(state, Options(), Scores())
-    assert record["metadata"]["dependencies"] == {"edges": 1, "against": 0, "unresolved": 1}
+    assert record["metadata"]["dependencies"] == {"edges": 1, "against": 0, "unresolved": 1, "unparsed": 0}
+
+
+def test_a_file_that_keeps_the_parser_busy_is_kept_and_counted(monkeypatch):
+    monkeypatch.setattr("iqc.syntax.queries.SECONDS", 0.2)
+    texts = {"A.cs": "a<" * 20_000, "B.cs": "namespace N { class B {} }", "C.cs": "using N; class C { B b; }"}
+    (record,) = repositories(snapshot(texts), Options(), Scores())
+    assert sorted(paths(record)) == sorted(texts)
+    assert record["metadata"]["dependencies"] == {"edges": 1, "against": 0, "unresolved": 0, "unparsed": 1}
 
 
 def test_the_seed_shuffles_the_others_alone():
@@ -85,7 +93,7 @@ def test_go_packages_are_whole_before_those_that_import_them():
     order = [file["path"] for file in arranged.files]
     assert order == ["go.mod", "p/x.go", "p/y.go", "a.go", "p/x_test.go"]
     assert sorted(map(len, arranged.groups)) == [1, 1, 3]
-    assert arranged.dependencies == {"edges": 1, "against": 0, "unresolved": 0}
+    assert arranged.dependencies == {"edges": 1, "against": 0, "unresolved": 0, "unparsed": 0}
 
 
 def test_parts_keep_what_belongs_together():

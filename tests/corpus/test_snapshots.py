@@ -70,8 +70,32 @@ def test_the_digest_of_a_tree_is_that_of_its_files(tmp_path):
         return read_tree(str(place), "same").digest
 
     first = digest("one", a=b"1", b=b"2")
+    (tmp_path / "one/a").chmod(0o755)
+    assert read_tree(str(tmp_path / "one"), "same").digest != first
     assert digest("two", b=b"2", a=b"1") == first
     assert len({first, digest("three", a=b"2", b=b"1"), digest("four", a=b"12"), digest("five", a=b"1", c=b"2")}) == 4
+
+
+def test_an_unreadable_file_costs_itself_and_a_vanished_one_nothing(tmp_path, monkeypatch):
+    (tmp_path / "a.py").write_text("here")
+    (tmp_path / "b.py").write_text("secret")
+    (tmp_path / "c.py").write_text("gone")
+    real_open, real_lstat = open, os.lstat
+
+    def refuse(path, *arguments):
+        if str(path).endswith("b.py"):
+            raise PermissionError(13, "Permission denied")
+        return real_open(path, *arguments)
+
+    def vanish(path):
+        if str(path).endswith("c.py"):
+            raise FileNotFoundError(2, "gone")
+        return real_lstat(path)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("os.lstat", vanish)
+    found = read_tree(str(tmp_path), "demo")
+    assert [file["path"] for file in found.files] == ["a.py"] and reasons(found) == {"b.py": "unreadable"}
 
 
 def test_any_commit_of_bare_shallow_and_odd_repositories(git, tmp_path):

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from iqc.syntax.imports import Resolver, imports
+from iqc.syntax.imports import Resolver, Targets, imports
 
 
 def needs(files, **answers):
@@ -289,15 +289,15 @@ def test_csharp():
 def test_a_group_stands_for_a_package_that_is_imported_whole():
     files = {f"p/f{number}.go": "package p" for number in range(3)} | {"go.mod": "module m", "x.go": 'import "m/p"'}
     resolver = Resolver(files, lambda path: files[path].encode())
-    assert resolver.targets("x.go", files["x.go"].encode(), "go") == (["/p"], [])
+    assert resolver.targets("x.go", files["x.go"].encode(), "go").names == ["/p"]
     assert resolver.groups == {"/p": ["p/f0.go", "p/f1.go", "p/f2.go"]}
 
 
 def test_what_looks_internal_and_is_not_there_is_said():
     files = {"a.py": "from . import gone\nimport os, numpy", "b.c": '#include "gone.h"\n#include <gone2.h>\n'}
     resolver = Resolver(files, lambda path: None)
-    assert resolver.targets("a.py", files["a.py"].encode(), "python") == ([], [".:gone"])
-    assert resolver.targets("b.c", files["b.c"].encode(), "c") == ([], ['"gone.h"'])
+    assert resolver.targets("a.py", files["a.py"].encode(), "python") == Targets([], [".:gone"])
+    assert resolver.targets("b.c", files["b.c"].encode(), "c") == Targets([], ['"gone.h"'])
 
 
 @pytest.mark.parametrize(
