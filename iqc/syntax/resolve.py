@@ -65,6 +65,7 @@ class Importing:
     path: str
     data: bytes
     wildcards: int = 0
+    roots: list[str] | None = None  # what a rule looks below, once it has found that out
     _words: list[str] | None = None
 
     @property
@@ -128,7 +129,7 @@ class Python(Rule):
         if dots := len(module) - len(below_dots):
             folder = join(folder_of(importing.path), "../" * (dots - 1))
             return [] if folder is None else self._at(folder, names)
-        for root in self._roots(importing.path):
+        for root in self._roots(importing):
             if found := self._at(root, names):
                 return found
         if parts[0] == self.project.name and (found := self._at("", [wanted[1:] for wanted in names])):
@@ -142,16 +143,18 @@ class Python(Rule):
         found = (path for parts in names for path in _modules(folder, parts) if path in self.project.known)
         return list(islice(found, 1))
 
-    def _roots(self, path: str) -> list[str]:
-        folders = [folder for folder in ancestors(path) if folder not in self.packages]
-        beside = [below(folder, name) for folder in folders for name in _ROOTS]
-        return folders + [folder for folder in beside if folder in self.project.folders]
+    def _roots(self, importing: Importing) -> list[str]:
+        if importing.roots is None:
+            folders = [folder for folder in ancestors(importing.path) if folder not in self.packages]
+            beside = [below(folder, name) for folder in folders for name in _ROOTS]
+            importing.roots = folders + [folder for folder in beside if folder in self.project.folders]
+        return importing.roots
 
     def is_internal(self, spec: str, importing: Importing) -> bool:
         top = spec.partition(":")[0].partition(".")[0]
         if not top:
             return True
-        near = (below(root, top) in self.folders for root in self._roots(importing.path))
+        near = (below(root, top) in self.folders for root in self._roots(importing))
         return top not in self.builtin and any(near)
 
 

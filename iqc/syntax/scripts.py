@@ -1,6 +1,7 @@
 """The rule of JavaScript and TypeScript: relative files, paths of a tsconfig.json, packages of the same repository."""
 
 import re
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -16,6 +17,7 @@ _COMPILED = {".js": (".ts", ".tsx", ".d.ts"), ".jsx": (".tsx",), ".mjs": (".mts"
 _ENTRIES = ("source", "types", "typings", "module", "main")  # of package.json, sources before what is built of them
 _BUILT = re.compile(r"^(?:\./)?(?:dist|lib|build|out|esm|cjs)/(?:(?:esm|cjs)/)?")
 _MAX_EXTENDS = 8  # tsconfig.json files in one chain
+_MANIFESTS = 64  # package.json files that are kept parsed
 _MAX_VALUES = 64  # paths looked at in one field of package.json
 # Each alternative matches wherever it begins, to the end of the text if need be: the time is linear.
 _STRING = r'("(?:[^"\\]|\\.|\\\Z)*+(?:"|\Z))'
@@ -34,8 +36,9 @@ class Script(Rule):
     def __init__(self, project: Project):
         super().__init__(project)
         self.packages: dict[str, list[str]] = {}
+        self._manifest = lru_cache(_MANIFESTS)(lambda path: _json(project.read(path)))
         for path in project.named("package.json"):
-            name = _json(project.read(path)).get("name")
+            name = self._manifest(path).get("name")
             if isinstance(name, str) and name:
                 self.packages.setdefault(name, []).append(path)
         self._configs: dict[str, _Paths | None] = {}
@@ -76,7 +79,7 @@ class Script(Rule):
 
     def _in_package(self, manifest: str, rest: str, typed: bool) -> list[str]:
         """The file that `name` or `name/rest` means, in the package of that package.json."""
-        folder, fields = folder_of(manifest), _json(self.project.read(manifest))
+        folder, fields = folder_of(manifest), self._manifest(manifest)
         exports = fields.get("exports")
         key = f"./{rest}" if rest else "."
         if isinstance(exports, dict) and (key in exports or any(name.startswith(".") for name in exports)):

@@ -11,17 +11,20 @@
 
 import re
 from collections.abc import Callable
+from itertools import islice
 
 from iqc.syntax.paths import MAX_PARTS
 from iqc.syntax.queries import MAX_NAME, Match, matches, table
 from iqc.syntax.rust import rust_paths
 
+MAX_SPECIFIERS = 10_000  # of a file, which has that many in no hand-written source
+
 
 def imports(data: bytes, lang: str) -> list[str]:
     """The specifiers of a file, each once, in the order of the file; none for a language that has no query.
 
-    What cannot name a file is passed over: with a NUL, above MAX_NAME, of more than MAX_PARTS parts. TimeoutError as
-    `queries.matches`.
+    What cannot name a file is passed over: with a NUL, above MAX_NAME, of more than MAX_PARTS parts; and all behind the
+    first MAX_SPECIFIERS. TimeoutError as `queries.matches`.
     """
     if lang not in table():
         return []
@@ -30,7 +33,7 @@ def imports(data: bytes, lang: str) -> list[str]:
     else:
         text = _TEXT.get(lang, _dotted)
         found = [(match.start, text(match)) for match in matches(data, lang, "query") if match.is_short]
-    return list(dict.fromkeys(spec for _, spec in sorted(found) if _is_usable(spec)))
+    return list(islice(dict.fromkeys(spec for _, spec in sorted(found) if _is_usable(spec)), MAX_SPECIFIERS))
 
 
 def _is_usable(spec: str) -> bool:
