@@ -1,7 +1,9 @@
 """One change of a repository as the files before it, the patch, and the files after it; or the rule that drops it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from iqc.history.log import SUBMODULE, Change
 from iqc.history.score import FileChange, reject_paths, reject_texts
@@ -9,6 +11,8 @@ from iqc.history.texts import Rejected, Texts, verified_patch
 from iqc.streams.stage import Record
 
 ABSENT = "000000"  # the mode of a side that does not exist
+_DOT_GIT = re.compile(r"(?:\.git|git~1)[ .]*(?:$|[\\:])", re.IGNORECASE)  # as NTFS reads it
+_IGNORED = re.compile("[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]")  # by HFS+
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +36,21 @@ def reject_changes(changes: Sequence[Change], max_files: int) -> Rejected | None
         paths = [change.path.decode() for change in changes]
     except UnicodeDecodeError as error:
         return Rejected("path_encoding", repr(error.object))
+    if refused := next(filter(unwritable, paths), None):
+        return Rejected("path", refused)
     if rule := reject_paths(paths):
         return Rejected(rule, len(paths))
     return None
+
+
+@lru_cache(maxsize=1 << 14)
+def unwritable(path: str) -> bool:
+    """Whether a path leaves its directory or reaches into a `.git`, by any name that a file system takes for it.
+
+    The rules of Git's verify_path (read-cache.c), which `git apply` keeps, for all file systems at once.
+    """
+    parts = _IGNORED.sub("", path).split("/")
+    return any(part in ("", ".", "..") or _DOT_GIT.match(part) for part in parts)
 
 
 def blobs_of(changes: Sequence[Change]) -> list[str]:

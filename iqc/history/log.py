@@ -29,7 +29,7 @@ class Commit:
 
     time     the committer's, in seconds since 1970; 0 when it says none
     author   name and address as in a mail's header
-    damage   why the changes cannot be known (a tree is absent or damaged); empty otherwise
+    damage   why the changes cannot be used (a tree is absent or damaged); empty otherwise
     """
 
     id: str
@@ -89,7 +89,9 @@ def _change(about: bytes, path: bytes) -> Change:
 
 def _commit(head: list[bytes], changes: list[Change]) -> Commit:
     name, parents, time, author, message = (part.decode(errors="replace") for part in head)
-    return Commit(name, tuple(parents.split()), int(time or 0), author, message.strip(), tuple(changes))
+    # Git itself never writes such a tree, and no directory can hold it.
+    damage = "" if len({change.path for change in changes}) == len(changes) else "a tree holds one path twice"
+    return Commit(name, tuple(parents.split()), int(time or 0), author, message.strip(), tuple(changes), damage)
 
 
 def fields(stream: IO[bytes]) -> Iterator[bytes]:

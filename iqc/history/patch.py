@@ -7,7 +7,7 @@ newline. Lines end with a line feed only, so that a carriage return stays part o
 import re
 from collections.abc import Mapping
 from io import StringIO
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from iqc.errors import IqcError
 
@@ -108,42 +108,31 @@ def unquote(name: str) -> str:
 
 
 def _change(before: str, hunks: list[str], path: str) -> str:
-    """The text after the hunks of one file. It is not split into lines: a hunk's place is found and counted."""
+    """The text after the hunks of one file. It is split into lines only where a hunk's lines come twice."""
     done: list[str] = []
     at, line = 0, 0  # how much of `before` is dealt with: characters, and lines
+    starts: list[int] = []  # of the lines of `before`, once they are needed
     heads = [k for k, text in enumerate(hunks) if text[0] == "@"]
     for head, stop in pairwise([*heads, len(hunks)]):
         match = _HUNK.match(hunks[head])
         if not match:
             raise PatchError(f"{path}: not a hunk: {hunks[head][:60]!r}")
         old, new = _sides(hunks[head + 1 : stop], path)
-        start = int(match[1])
         if (len(old), len(new)) != (int(match[2] or 1), int(match[4] or 1)):
-            raise PatchError(f"{path}: the hunk at line {start} does not have the lines that it says")
+            raise PatchError(f"{path}: the hunk at line {match[1]} does not have the lines that it says")
+        first = int(match[1]) - bool(old)  # lines before it; an empty range is named by the line before it
         block = "".join(old)
-        begin = _find(before, block, at, (start - 1 if old else start) - line)  # an empty range: the line before it
-        if begin is None or (old and not old[-1].endswith("\n") and begin + len(block) < len(before)):
-            raise PatchError(f"{path}: line {start} and those behind it are not what the patch says")
+        begin = before.find(block, at)
+        if before.count("\n", at, max(at, begin)) != first - line or before[begin - 1 : begin] not in ("", "\n"):
+            starts = starts or [0, *accumulate(len(text) + 1 for text in before.split("\n"))]
+            begin = starts[first] if line <= first < len(starts) else -1
+        end = begin + len(block)
+        open_end = old and not old[-1].endswith("\n")
+        if not at <= begin <= len(before) or not before.startswith(block, begin) or (open_end and end != len(before)):
+            raise PatchError(f"{path}: the lines of the hunk at line {match[1]} are not there")
         done += (before[at:begin], *new)
-        at, line = begin + len(block), start - 1 + len(old) if old else start
+        at, line = end, first + len(old)
     return "".join([*done, before[at:]])
-
-
-def _find(text: str, block: str, at: int, lines: int) -> int | None:
-    """The place of a block that begins so many lines behind the place `at`, the beginning of a line."""
-    while lines >= 0:
-        found = text.find(block, at)
-        if found < 0:
-            return None
-        lines -= text.count("\n", at, found)
-        if lines == 0 and (found == 0 or text[found - 1] == "\n"):
-            return found
-        # The next line; behind the last there is none.
-        at = text.find("\n", found) + 1
-        if not at:
-            return None
-        lines -= 1
-    return None
 
 
 def _sides(lines: list[str], path: str) -> tuple[list[str], list[str]]:

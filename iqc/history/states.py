@@ -3,8 +3,8 @@
 Both states get the same context, so that the patch leads from one to the other exactly. With `dependencies` these are
 the untouched files that the touched ones import, before or after the change, found by `iqc.syntax.imports`; those that
 most of them import come first, and what is above a cap is left out. A snapshot is whole or the triplet is dropped:
-`state_files`, `state_bytes`. A context file that is no text in a known encoding, is above the size of a file, or is
-a submodule, is listed with `text: null`.
+`state_files`, `state_bytes`, `path`. A context file that is no text in a known encoding, is above the size of a file,
+or is a submodule, is listed with `text: null`.
 """
 
 from collections import Counter
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from iqc.errors import UsageError
+from iqc.history.change import unwritable
 from iqc.history.git import MissingObject, Repository
 from iqc.history.log import SUBMODULE, Change, TreeEntry
 from iqc.history.texts import Rejected, Texts
@@ -64,6 +65,8 @@ class Context:
 
     def _whole(self, tree: list[TreeEntry]) -> list[TreeEntry]:
         size = sum(entry.size or 0 for entry in tree)
+        if len(paths := {entry.path for entry in tree}) < len(tree):
+            raise Rejected("path", f"one twice among {len(paths)}")
         if len(tree) > self.options.max_files:
             raise Rejected("state_files", len(tree), self.options.max_files)
         if size > self.options.max_bytes:
@@ -71,7 +74,7 @@ class Context:
         return tree
 
     def _imported(self, tree: list[TreeEntry], old: list[Record], new: list[Record]) -> list[TreeEntry]:
-        found = {path: entry for entry in tree if (path := _text(entry.path)) is not None and entry.mode != SUBMODULE}
+        found = {path: entry for entry in tree if (path := _text(entry.path)) and entry.mode != SUBMODULE}
         importers = Counter[str]()
         for side in (old, new):
             touched = {file["path"]: file for file in side}
@@ -111,7 +114,7 @@ class Context:
     def _entry(self, entry: TreeEntry) -> Record:
         path = _text(entry.path)
         if path is None:
-            raise Rejected("path_encoding", repr(entry.path))
+            raise Rejected("path", repr(entry.path))
         if entry.mode != SUBMODULE:
             try:
                 return self.texts.entry(path, entry.mode, entry.oid)
@@ -122,8 +125,9 @@ class Context:
 
 
 def _text(path: bytes) -> str | None:
+    """A path that can be in a record: text, inside its directory, outside of any `.git`."""
     try:
-        return path.decode()
+        return None if unwritable(path.decode()) else path.decode()
     except UnicodeDecodeError:
         return None
 

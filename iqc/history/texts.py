@@ -91,7 +91,7 @@ class Texts:
                     continue
                 text = data.decode(encoding)
                 # UTF-8 is strict: no two texts have the same bytes.
-                if encoding == "utf-8" or text.encode(encoding) == data:
+                if encoding == "utf-8" or (text.encode(encoding) == data and text.encode()):
                     return text, encoding
             except (LookupError, ValueError):
                 continue
@@ -104,9 +104,15 @@ def _size(found: _Text | Rejected) -> int:
 
 @cache
 def _superset_of_ascii(encoding: str) -> bool:
-    """A patch mixes file text with ASCII headers, so only such an encoding can carry it (not UTF-16, not EBCDIC)."""
-    plain = bytes(range(128))
-    return plain.decode(encoding, errors="replace") == plain.decode("ascii")
+    """A patch mixes file text with ASCII headers, so only such an encoding can carry it (not UTF-16, not EBCDIC).
+
+    One that reads escapes is none: its text is not what anybody sees, and may be no Unicode.
+    """
+    samples = (rb"\u0041\x41\N{DIGIT ONE}", bytes(range(128)))
+    try:
+        return all(sample.decode(encoding, errors="replace") == sample.decode("ascii") for sample in samples)
+    except ValueError:
+        return False
 
 
 def verified_patch(

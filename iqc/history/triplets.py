@@ -17,16 +17,16 @@ from pathlib import Path
 from random import Random
 
 from iqc.errors import IqcError, UsageError
+from iqc.history.change import ABSENT, reject_changes
 from iqc.history.git import MissingObject, Repository
 from iqc.history.life import Line, Section, cut, line_of
 from iqc.history.log import SUBMODULE, Change, Commit
-from iqc.history.score import FileChange, reject_message, reject_paths, reject_texts, score
+from iqc.history.score import FileChange, reject_message, reject_texts, score
 from iqc.history.states import Context, ContextOptions
 from iqc.history.texts import Rejected, Texts, verified_patch
 from iqc.streams.stage import Dropped, Record, rng
 from iqc.syntax.languages import language_of
 
-_ABSENT = "000000"
 _AHEAD = 32  # commits
 _STRETCHES = 256  # in a section: what one worker does at a time, and holds the records of
 
@@ -220,25 +220,18 @@ class _Miner:
         """The changes in the order of their paths; what their texts need not be read for is rejected here."""
         if rule := reject_message(end.message, merge=len(end.parents) > 1):
             raise Rejected(rule, end.message.partition("\n")[0])
-        if len(total) > self.options.max_files:
-            raise Rejected("files", len(total), self.options.max_files)
-        if any(SUBMODULE in (change.old_mode, change.new_mode) for change in total.values()):
-            raise Rejected("submodule")
-        try:
-            paths = [path.decode() for path in sorted(total)]
-        except UnicodeDecodeError as error:
-            raise Rejected("path_encoding", repr(error.object)) from None
-        if rule := reject_paths(paths):
-            raise Rejected(rule, len(paths))
-        return [total[path] for path in sorted(total)]
+        changes = [total[path] for path in sorted(total)]
+        if rejected := reject_changes(changes, self.options.max_files):
+            raise rejected
+        return changes
 
     def _judge(self, end: _End, judged: dict[Change, FileChange]) -> None:
         for change in end.changes:
             if change not in judged:
                 path = change.path.decode()
-                old = self.texts.read(change.old)[0] if change.old_mode != _ABSENT else None
-                new = self.texts.read(change.new)[0] if change.new_mode != _ABSENT else None
-                lang = language_of(path, new if change.new_mode != _ABSENT else old)
+                old = self.texts.read(change.old)[0] if change.old_mode != ABSENT else None
+                new = self.texts.read(change.new)[0] if change.new_mode != ABSENT else None
+                lang = language_of(path, new if change.new_mode != ABSENT else old)
                 judged[change] = FileChange(path, old, new, lang)
         files = [judged[change] for change in end.changes]
         if rule := reject_texts(files):
@@ -248,8 +241,8 @@ class _Miner:
             raise Rejected("score", end.score, self.options.min_score)
 
     def _triplet(self, start: Commit, percentile: float, end: _End) -> Record:
-        old = [self.texts.entry(c.path.decode(), c.old_mode, c.old) for c in end.changes if c.old_mode != _ABSENT]
-        new = [self.texts.entry(c.path.decode(), c.new_mode, c.new) for c in end.changes if c.new_mode != _ABSENT]
+        old = [self.texts.entry(c.path.decode(), c.old_mode, c.old) for c in end.changes if c.old_mode != ABSENT]
+        new = [self.texts.entry(c.path.decode(), c.new_mode, c.new) for c in end.changes if c.new_mode != ABSENT]
         context = self.context.of(start.id, end.changes, old, new)
         try:
             raw = self.repository.diff(start.id, end.commit.id)
@@ -294,4 +287,4 @@ class _Miner:
 def _blobs(change: Change) -> list[str]:
     """The ids of the sides that are files."""
     sides = ((change.old_mode, change.old), (change.new_mode, change.new))
-    return [oid for mode, oid in sides if mode not in (_ABSENT, SUBMODULE)]
+    return [oid for mode, oid in sides if mode not in (ABSENT, SUBMODULE)]

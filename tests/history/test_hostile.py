@@ -130,6 +130,8 @@ def test_submodules_added_changed_and_removed_are_refused(started):
         ("\ufeffx = 'é'\n".encode(), "utf-8"),
         (b"# coding: utf-16\nx = 1\n", "utf-8"),  # a lie that costs nothing
         (b"# coding: punycode\n" + b"a-" * 200_000, "utf-8"),
+        (b'# coding: raw_unicode_escape\nx = "\\ud800"\n', "utf-8"),
+        (b"# coding: unicode_escape\nx = '\\x41'\n", "utf-8"),
     ],
 )
 def test_encodings(started, git_apply, state, content, outcome):
@@ -160,6 +162,46 @@ def test_odd_paths(started, git_apply, state):
     for record in kept:
         assert git_apply(record) == state(record["new"])
     assert sorted(file["path"] for file in kept[2]["new"]["files"]) == sorted(names)
+
+
+def tree_of(work, *entries):
+    """A tree with entries that Git itself does not write."""
+    data = b"".join(f"{mode} {name}\0".encode() + bytes.fromhex(oid) for mode, name, oid in entries)
+    return work.git("hash-object", "-t", "tree", "-w", "--literally", "--stdin", stdin=data).decode().strip()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../e.py", "./e.py", ".git/hooks/pre-commit", "a/./e.py", ".GIT/config", "git~1/x", ".git /x", ".g\u200cit/x"],
+)
+def test_paths_that_leave_the_directory(started, name):
+    work = started
+    blob = work.git("hash-object", "-w", "--stdin", stdin=body(3).encode()).decode().strip()
+    inner = ("100755", name.rpartition("/")[2], blob)
+    for part in reversed(name.split("/")[:-1]):
+        tree = tree_of(work, inner)
+        inner = ("40000", part, tree)
+    tree = tree_of(work, inner, ("100644", "m0.py", work.git("rev-parse", "HEAD:m0.py").decode().strip()))
+    commit = work.git("commit-tree", tree, "-p", "HEAD", "-m", "Add a file in an odd place").decode().strip()
+    work.git("update-ref", "HEAD", commit)
+    kept, rules = mine(work.place)
+    assert len(kept) == 1 and rules == {"path": 1}
+    changed = work.git("hash-object", "-w", "--stdin", stdin=body(4).encode()).decode().strip()
+    tree = tree_of(work, inner, ("100644", "m0.py", changed))
+    work.git("update-ref", "HEAD", work.git("commit-tree", tree, "-p", "HEAD", "-m", "Change a file").decode().strip())
+    for state, expected in (("touched", {}), ("dependencies", {}), ("snapshot", {"path": 1})):
+        kept, rules = mine(work.place, window=(0.6, 1.0), context=ContextOptions(state))
+        assert rules == expected and len(kept) == 1 - len(expected)
+
+
+def test_a_tree_with_one_name_twice(started):
+    work = started
+    blobs = [work.git("hash-object", "-w", "--stdin", stdin=body(k).encode()).decode().strip() for k in range(3)]
+    tree = tree_of(work, ("100644", "m0.py", blobs[0]), *(("100644", "twice.py", blob) for blob in blobs[1:]))
+    commit = work.git("commit-tree", tree, "-p", "HEAD", "-m", "Add a file two times").decode().strip()
+    work.git("update-ref", "HEAD", commit)
+    kept, rules = mine(work.place)
+    assert len(kept) == 1 and rules == {"damaged": 1}
 
 
 def test_attributes_have_no_say(started, git_apply, state, tmp_path):

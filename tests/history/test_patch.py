@@ -1,5 +1,7 @@
 """The in-process application agrees with Git on any pair of states, and refuses what does not fit."""
 
+from time import process_time
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -72,6 +74,19 @@ def test_a_patch_that_does_not_fit_is_refused(diff, spoil):
     assert apply_patch(old, patch) == new
     with pytest.raises(PatchError):
         apply_patch(*spoil(old, patch))
+
+
+def test_a_file_of_equal_lines_takes_linear_time():
+    text, gone = "a\n" * 200_000, 12_000
+    first = 200_000 - gone - 2
+    patch = f"diff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -{first},{gone + 3} +{first},3 @@\n"
+    patch += " a\n" * 3 + "-a\n" * gone
+    started = process_time()
+    assert apply_patch({"x": ("100644", text)}, patch) == {"x": ("100644", "a\n" * (200_000 - gone))}
+    hunks = "".join(f"@@ -{k},1 +{k},1 @@\n-a\n+b\n" for k in range(2, 200_000, 20))
+    changed = apply_patch({"x": ("100644", text)}, "diff --git a/x b/x\n--- a/x\n+++ b/x\n" + hunks)["x"][1]
+    assert changed.count("b") == 10_000 and changed.startswith("a\nb\n")
+    assert process_time() - started < 2
 
 
 def test_names_are_unquoted_as_git_quotes_them(work):
