@@ -27,6 +27,7 @@ _ABSENT = re.compile(
     r"|missing|corrupt|inflate|too-short tree|malformed|empty filename in tree",
     re.IGNORECASE,
 )
+_LOOK_SECONDS = 30
 _END = b"\nend\n"  # behind a diff; in one, a line starts with a sign or a word of Git's
 _BLOBS_AHEAD = 256  # what is asked of `cat-file` at once: it reads all requests before it answers
 _DIFFS_AHEAD = 24  # `diff-tree` answers while it reads: its requests must fit into a pipe, 4096 bytes at the least
@@ -87,12 +88,7 @@ class Repository:
         """The commit, the hash function and the object store of the real repository."""
         inside = self.path / ".git"
         place = inside if inside.exists() or not (self.path / "objects").is_dir() else self.path
-        command = ["git", f"--git-dir={place}", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}"]
-        ask = ["rev-parse", "--is-shallow-repository", "--show-object-format", "--git-path", "objects"]
-        try:
-            answer = subprocess.run([*command, *ask], env=self._env, capture_output=True, stdin=subprocess.DEVNULL)
-        except FileNotFoundError:
-            raise IqcError("git is not installed", remedy="install git 2.36 or later") from None
+        answer = self._rev_parse(place, "--is-shallow-repository", "--show-object-format", "--git-path", "objects")
         if answer.returncode or not place.exists():
             said = answer.stderr.decode(errors="replace").strip().removeprefix("fatal: ")
             raise IqcError(f"{self.path} is not a Git repository: {said}", remedy="give the directory of a clone")
@@ -101,8 +97,7 @@ class Repository:
             raise IqcError(
                 f"{self.path} is a shallow clone: its history is cut", remedy="complete it with git fetch --unshallow"
             )
-        ask = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^0"]
-        answer = subprocess.run([*command, *ask], env=self._env, capture_output=True, stdin=subprocess.DEVNULL)
+        answer = self._rev_parse(place, "--verify", "--quiet", "--end-of-options", f"{revision}^0")
         if answer.returncode:
             raise IqcError(
                 f"{self.path} has no commit at {revision}: "
@@ -110,6 +105,21 @@ class Repository:
                 remedy="give a repository whose HEAD is a branch with commits, or the name of a commit that it has",
             )
         return answer.stdout.decode().strip(), kind, Path(objects).absolute()
+
+    def _rev_parse(self, place: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+        """The one command that reads the repository's configuration, which may name a file that never ends."""
+        command = ["git", f"--git-dir={place}", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}"]
+        command += ["rev-parse", *arguments]
+        try:
+            return subprocess.run(
+                command, env=self._env, capture_output=True, stdin=subprocess.DEVNULL, timeout=_LOOK_SECONDS
+            )
+        except FileNotFoundError:
+            raise IqcError("git is not installed", remedy="install git 2.36 or later") from None
+        except subprocess.TimeoutExpired:
+            raise IqcError(
+                f"{self.path}: git does not answer within {_LOOK_SECONDS} s", remedy="does its config include a pipe?"
+            ) from None
 
     def _isolate(self, scratch: Path, objects: Path) -> None:
         """The smallest directory that Git takes for a bare repository, reading the real object store."""
@@ -204,12 +214,18 @@ class Repository:
         """For each id, in order, what `blob` gives, or its error. A blob above the limit is not read at all."""
         for start in range(0, len(oids), _BLOBS_AHEAD):
             some = oids[start : start + _BLOBS_AHEAD]
-            sizes = list(self._ask("info", some, limit))
-            wanted = self._ask("contents", [oid for oid, size in zip(some, sizes) if _readable(size, limit)], limit)
+            sizes = list(self.sizes(some))
+            wanted = self._ask("contents", [oid for oid, size in zip(some, sizes) if _readable(size, limit)])
             for size in sizes:
                 yield next(wanted) if _readable(size, limit) else size
 
-    def _ask(self, what: str, oids: Sequence[str], limit: int) -> Iterator[bytes | int | MissingObject]:
+    def sizes(self, oids: Sequence[str]) -> Iterator[int | MissingObject]:
+        """For each id, in order, the bytes that the object has, or its error; nothing of it is read."""
+        for found in self._ask("info", oids):
+            assert not isinstance(found, bytes)
+            yield found
+
+    def _ask(self, what: str, oids: Sequence[str]) -> Iterator[bytes | int | MissingObject]:
         """The answers to one command of `cat-file --batch-command` about each object."""
         while oids:
             if self._blobs is None:

@@ -366,6 +366,15 @@ def test_where_a_repository_may_be(started, tmp_path):
         mine(foreign)
 
 
+def test_a_configuration_that_never_ends(started, monkeypatch):
+    os.mkfifo(started.place / ".git/pipe")
+    with (started.place / ".git/config").open("a") as config:
+        config.write("[include]\n\tpath = pipe\n")
+    monkeypatch.setattr("iqc.history.git._LOOK_SECONDS", 0.3)
+    with pytest.raises(IqcError, match="does not answer"):
+        Repository(started.place)
+
+
 def test_a_partial_clone_without_network(started, git_apply, state):
     """Blobs that were filtered away are not fetched: what is left of the history is mined."""
     work = started
