@@ -29,7 +29,7 @@ from pathlib import Path
 from iqc.errors import IqcError, UsageError
 from iqc.history.change import blobs_of, read_change, reject_changes
 from iqc.history.context import State
-from iqc.history.git import MissingObject, Repository
+from iqc.history.git import Repository
 from iqc.history.life import Line, Section, cut
 from iqc.history.listing import Listing
 from iqc.history.log import Commit
@@ -154,7 +154,8 @@ class _Miner:
             made = []
             for number, (commit, rule, ask) in enumerate(zip(batch, rejected, asked), rank):
                 diff = next(diffs) if ask else None
-                made.append(self._one(number, commit, rule, None if isinstance(diff, MissingObject) else diff))
+                large = Rejected("patch_bytes", diff, self.options.max_patch_bytes) if isinstance(diff, int) else None
+                made.append(self._one(number, commit, rule or large, diff if isinstance(diff, bytes) else None))
             rank += len(batch)
             self.texts.prefetch(oid for _, found in made if found for _, _, oid in found.files)
             for record, found in made:

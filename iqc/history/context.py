@@ -94,7 +94,9 @@ class State:
     def _apply(self, section: "_Section") -> list[str]:
         """The index after one file's part of a diff; the paths that have to be read, because the diff does not say."""
         old = self.files.get(section.old) if section.old is not None else None
-        if section.opaque or (section.old is not None and old is None):
+        # A file of the index has at most three bytes of a diff for each of its own on each side.
+        huge = len(section.hunks) > 8 * self.max_bytes + 1000
+        if huge or section.opaque or (section.old is not None and old is None):
             return [path for path in (section.old, section.new) if path is not None]
         if old is not None and old.size is None:
             return [] if section.new is None else [section.new]

@@ -31,6 +31,7 @@ _LOOK_SECONDS = 30
 _END = b"\nend\n"  # behind a diff; in one, a line starts with a sign or a word of Git's
 _BLOBS_AHEAD = 256  # what is asked of `cat-file` at once: it reads all requests before it answers
 _DIFFS_AHEAD = 24  # `diff-tree` answers while it reads: its requests must fit into a pipe, 4096 bytes at the least
+_DIFF_BYTES = 1 << 26  # of a diff that is held in memory; no change of so much is one that somebody wrote
 _DAMAGED_IN_A_ROW = 16  # commits; each costs a process, and a repository without trees would cost one a commit
 
 
@@ -267,12 +268,17 @@ class Repository:
     def diff(self, old: str, new: str) -> bytes:
         """The unified diff of two commits: three lines of context, renames found, full blob ids, paths unquoted."""
         (found,) = self.diffs([(old, new)])
+        if isinstance(found, int):
+            raise MissingObject(f"the diff of {old} and {new} has more than {found} bytes", remedy="leave it out")
         if isinstance(found, MissingObject):
             raise found
         return found
 
-    def diffs(self, pairs: Sequence[tuple[str, str]]) -> Iterator[bytes | MissingObject]:
-        """For each (old, new), in order, what `diff` gives, or its error; a few are asked for ahead."""
+    def diffs(self, pairs: Sequence[tuple[str, str]]) -> Iterator[bytes | int | MissingObject]:
+        """For each (old, new), in order, what `diff` gives, or its error; a few are asked for ahead.
+
+        Of a diff of more than _DIFF_BYTES, which is not read to its end, a number of bytes that it has.
+        """
         pairs = list(pairs)
         while pairs:
             done = 0
@@ -280,7 +286,7 @@ class Repository:
                 for found in self._compare(pairs[:_DIFFS_AHEAD]):
                     done += 1
                     yield found
-                    if isinstance(found, MissingObject):
+                    if not isinstance(found, bytes):
                         break
             finally:
                 if done < min(len(pairs), _DIFFS_AHEAD) and self._diffs is not None:
@@ -288,7 +294,7 @@ class Repository:
                     _stop(ended)
             pairs = pairs[done:]
 
-    def _compare(self, pairs: Sequence[tuple[str, str]]) -> Iterator[bytes | MissingObject]:
+    def _compare(self, pairs: Sequence[tuple[str, str]]) -> Iterator[bytes | int | MissingObject]:
         """Git answers a line that names no object by repeating it, at once: that is how the end of a diff is known."""
         if self._diffs is None:
             self._diffs = self._start("-c", "core.quotePath=false", "diff-tree", *_DIFF)
@@ -307,6 +313,11 @@ class Repository:
                     yield MissingObject(error.what, remedy=error.remedy)
                     return
                 data += chunk
+                if len(data) > _DIFF_BYTES:
+                    ended, self._diffs = self._diffs, None
+                    _stop(ended)
+                    yield len(data)
+                    return
             yield bytes(data[1 : end + 1])
             del data[: end + len(_END) - 1]
 

@@ -144,10 +144,12 @@ class _Joiner:
             return Rejected("title_chars", len(pull.get("title")), [low, high])
         return reject_changes(span.changes, self.options.max_files) or span
 
-    def _record(self, pull: Thread, span: _Span, diff: bytes | MissingObject) -> Record:
+    def _record(self, pull: Thread, span: _Span, diff: bytes | int | MissingObject) -> Record:
         """The record of a pull request; Rejected by what its files, patch and texts are."""
         if isinstance(diff, MissingObject):
             raise Rejected("missing_object", diff.what)
+        if isinstance(diff, int):
+            raise Rejected("patch_bytes", diff, self.options.max_patch_bytes)
         whole = read_change(self.texts, span.changes, diff, self.options.max_patch_bytes)
         record = self._with_text(pull, span, whole)
         chars, limits = len(whole.patch) + sum(map(len, _texts(record))), table()["limits"]["chars"]

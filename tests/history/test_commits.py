@@ -231,3 +231,24 @@ def test_what_has_no_commits_is_an_error_by_name(work, tmp_path):
 def test_wrong_options(options):
     with pytest.raises(IqcError):
         Options(**options)
+
+
+def test_a_change_of_hundreds_of_megabytes_costs_no_memory(work, monkeypatch):
+    """Its diff is given up; the index follows by the tree, and the commits around it are whole."""
+    monkeypatch.setattr("iqc.history.git._DIFF_BYTES", 100_000)
+    work.write("a.py", body(0))
+    work.commit("Add the first module of all")
+    work.write("data/huge.txt", "needle in a line\n" * 100_000)
+    work.write("b.py", body(1) + "# thread\n")
+    work.commit("Add some data and a module")
+    work.write("b.py", body(2))
+    work.commit("Change the module of the thread needle")
+    work.write("data/huge.txt", "other\n")
+    work.commit("Replace the data of the needle")
+    work.write("a.py", body(3))
+    work.commit("Change the first module of the other")
+    kept, dropped = split(commits(work.place, Options(max_file_bytes=10**7)))
+    assert [item.rule for item in dropped] == ["commits.root", "commits.patch_bytes", "commits.patch_bytes"]
+    assert [file["path"] for file in kept[0]["context"]["files"]] == ["b.py"]
+    assert "data/huge.txt" in kept[0]["context"]["tree"]
+    assert [file["path"] for file in kept[1]["context"]["files"]] == ["data/huge.txt"]
