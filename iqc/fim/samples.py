@@ -71,14 +71,15 @@ class FillInTheMiddle:
         source, name = record.get("text"), record.get("id")
         if not isinstance(source, str) or not isinstance(name, str):
             raise BadRecord("a document needs `id` and `text`, both strings", remedy="give document records")
-        random, lang = rng(self.seed, "fim", name), language_of_record(record)
-        if random.random() >= self.rates.get(lang or "", self.rate):
+        random = rng(self.seed, "fim", name)
+        rate = self.rates.get(language_of_record(record) or "", self.rate) if self.rates else self.rate
+        if random.random() >= rate:
             yield record
             return
         if not source or source.isspace():
             yield Dropped(record, "fim.blank", 0, 1)
             return
-        cutter = Cutter(source, lang, self.limit)
+        cutter = Cutter(source, language_of_record(record), self.limit)
         levels = [level for level in LEVELS if self.weights.get(level, 0) > 0]
         weights = [self.weights[level] for level in levels]
         drawn = set()

@@ -21,7 +21,7 @@ from iqc.dedup.minhash import U64, jaccard, shingles
 from iqc.fim.layout import Snippet
 from iqc.fim.ranking import Bm25, Ranking
 from iqc.streams.stage import Record
-from iqc.syntax.languages import language_of, languages
+from iqc.syntax.languages import language_of_record, languages
 
 LINES = 20  # of a snippet
 BUDGET = 6000  # characters of all snippets of a sample with their paths, about 2,000 tokens
@@ -152,7 +152,7 @@ class Snippets:
 
 
 def _is_code(file: Record) -> bool:
-    lang = file.get("lang") or language_of(file["path"], file["text"])
+    lang = language_of_record({"text": file["text"], "metadata": {"lang": file.get("lang"), "path": file["path"]}})
     return lang in languages() and languages()[lang].code
 
 

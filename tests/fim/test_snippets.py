@@ -121,5 +121,11 @@ def test_files_that_give_no_snippets():
         assert Snippets([own, other]).similar(0, "", "def", PARSER[3:]) == "no other file of code in the repository"
 
 
+def test_a_language_by_another_name_is_known():
+    files = [file("own.py", PARSER), file("user", USER, "Python"), file("window.cpp", OTHER, "C++")]
+    found = Snippets(files).similar(0, "", "def", PARSER[3:])
+    assert {snippet["path"] for snippet in found} == {"user", "window.cpp"}
+
+
 def test_a_hole_with_nothing_around_it_finds_nothing():
     assert isinstance(Snippets([file("a.py", "x = 1"), file("b.py", PARSER)]).similar(0, "", "x = 1", ""), str)
