@@ -197,7 +197,7 @@ class _Miner:
     def _judge(self, commit: Commit) -> Rejected | None:
         """What speaks against a commit before any of its files is read."""
         if commit.damage:
-            return Rejected("missing_object", commit.damage)
+            return Rejected("damaged", commit.damage)
         if not commit.parents:
             return Rejected("root")
         if is_bot(commit.author):

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from iqc.bm25 import Index, words
-from iqc.history.change import ABSENT
+from iqc.history.change import ABSENT, unwritable
 from iqc.history.git import Repository
 from iqc.history.listing import Listing
 from iqc.history.log import Change, Commit
@@ -45,7 +45,7 @@ class File:
 
 @dataclass(slots=True)
 class State:
-    """The files of one commit by path; a path that is not UTF-8 is left out of everything."""
+    """The files of one commit by path; a path that is not UTF-8, or leaves the tree, is left out of everything."""
 
     repository: Repository
     max_bytes: int
@@ -66,7 +66,7 @@ class State:
         """
         found = {}
         for entry in self.repository.tree(commit) if commit else ():
-            if (path := _utf8(entry.path)) is not None:
+            if (path := _path(entry.path)) is not None:
                 found[path] = (entry.mode, entry.oid)
         self._forget([path for path in self.files if path not in found])
         now = {path: (file.mode, file.oid) for path, file in self.files.items()}
@@ -75,11 +75,17 @@ class State:
 
     def advance(self, commit: Commit, diff: bytes | None) -> None:
         """Become the state after a commit, by its diff to the state before; None: the diff could not be made."""
-        changes = [(path, change) for change in commit.changes if (path := _utf8(change.path)) is not None]
+        changes = [(path, change) for change in commit.changes if (path := _path(change.path)) is not None]
         if diff is None or not all(self._agrees(path, change) for path, change in changes):
             again = {path for path, _ in changes}
         else:
-            again = {path for section in _sections(diff) for path in self._apply(section)}
+            try:
+                again = {path for section in _sections(diff) for path in self._apply(section)}
+            except (KeyError, ValueError):
+                # The diff does not fit the index, which a whole repository cannot bring about: it is read anew.
+                self.files, self.index, self.listing = {}, Index(), Listing(self.listing.limit)
+                self.commit = ""
+                return
         self._forget([path for path, change in changes if change.new_mode == ABSENT])
         there = [(path, change.new_mode, change.new) for path, change in changes if change.new_mode != ABSENT]
         for about in there:
@@ -160,7 +166,7 @@ def wanted(path: str) -> bool:
 @dataclass(slots=True)
 class _Section:
     """What a diff says of one file: its paths (None: no such side), the mode of a new file, its hunks. `opaque`: it is
-    binary or a path is not UTF-8, so that it says nothing."""
+    binary or of a path that the state does not know, so that it says nothing."""
 
     old: str | None
     new: str | None
@@ -188,7 +194,8 @@ def _sections(diff: bytes) -> Iterator[_Section]:
         head, hunks = (part[:start], part[start:]) if start >= 0 else (part, b"")
         lines = f"diff --git {head.decode(errors='surrogateescape')}".rstrip("\n").split("\n")
         old, new, mode, _ = headers(lines)
-        opaque = _utf8(head) is None or (start < 0 and any(line.startswith("Binary files ") for line in lines))
+        named = all(_path(side.encode(errors="surrogateescape")) for side in (old, new) if side is not None)
+        opaque = not named or (start < 0 and any(line.startswith("Binary files ") for line in lines))
         yield _Section(old, new, mode, opaque, hunks)
 
 
@@ -196,8 +203,10 @@ def _count(data: bytes) -> Counter[str]:
     return Counter(words(data.decode(errors="replace")))
 
 
-def _utf8(data: bytes) -> str | None:
+def _path(raw: bytes) -> str | None:
+    """A path that the state knows; None for one that is not UTF-8 or that no patch may name."""
     try:
-        return data.decode()
+        path = raw.decode()
     except UnicodeDecodeError:
         return None
+    return None if unwritable(path) else path

@@ -164,7 +164,7 @@ class _Joiner:
             return self._left_from_base(pull)
         found, commit = on_line
         if commit.damage:
-            raise Rejected("missing_object", commit.damage)
+            raise Rejected("damaged", commit.damage)
         if not commit.parents:
             raise Rejected("root")
         count = pull.get("commits", 1)

@@ -215,3 +215,61 @@ def test_any_path_may_come_and_go(path):
     listing.remove("a/b/c")
     listing.remove(path)
     assert listing.entries() == [] and listing.root == {}
+
+
+def literal(work, *entries):
+    """A tree that Git itself would not make: mode, name, object."""
+    data = b"".join(f"{mode} {name}".encode() + b"\0" + bytes.fromhex(oid) for mode, name, oid in entries)
+    return work.git("hash-object", "-w", "--literally", "-t", "tree", "--stdin", stdin=data).decode().strip()
+
+
+def test_trees_that_git_would_not_make(work):
+    """Names twice, names that leave the tree: whatever the state takes of them, what follows is right again."""
+
+    def blob(text):
+        return work.git("hash-object", "-w", "--stdin", stdin=text.encode()).decode().strip()
+
+    one, two = blob("alpha\n"), blob("alpha\nbeta\n")
+    inner = literal(work, ("100644", "e.py", one))
+    good = literal(work, ("100644", "a.py", one), ("100644", "dup.py", two))
+    trees = [
+        good,
+        literal(work, ("100644", "a.py", one), ("100644", "dup.py", one), ("100644", "dup.py", two)),
+        literal(work, ("100644", "a.py", two), ("100644", "dup.py", two)),
+        literal(work, ("40000", "..", inner), ("40000", ".git", inner), ("100644", "a.py", one)),
+        good,
+    ]
+    parent = []
+    for tree in trees:
+        parent = ["-p", work.git("commit-tree", tree, *parent, "-m", "x").decode().strip()]
+    work.git("update-ref", "HEAD", parent[1])
+    with Repository(work.place) as repository:
+        moving = state(repository)
+        for commit in repository.log(repository.head):
+            before = commit.parents[0] if commit.parents else ""
+            if moving.commit != before:
+                moving.synchronise(before)
+            if not commit.damage:
+                diff = repository.diff(commit.parents[0], commit.id) if commit.parents else None
+                moving.advance(commit, diff)
+        anew = state(repository)
+        anew.synchronise(repository.head)
+        assert described(moving) == described(anew)
+        assert sorted(moving.files) == ["a.py", "dup.py"]
+
+
+def test_a_diff_that_does_not_fit_loses_the_state_not_the_run(work):
+    work.write("a.py", "alpha\n")
+    first = work.commit("one")
+    work.write("a.py", "beta\n")
+    work.commit("two")
+    with Repository(work.place) as repository:
+        line = list(repository.log(repository.head))
+        moving = state(repository)
+        moving.synchronise(first)
+        moving.advance(line[1], repository.diff(first, line[1].id).replace(b"-alpha", b"-other"))
+        assert moving.commit == "" and not moving.files
+        moving.synchronise(line[1].id)
+        anew = state(repository)
+        anew.synchronise(line[1].id)
+        assert described(moving) == described(anew)
