@@ -4,12 +4,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
+from iqc.history.git import MissingObject, Repository
 from iqc.history.log import SUBMODULE, Change
 from iqc.history.score import FileChange, reject_paths, reject_texts
 from iqc.history.texts import Rejected, Texts, verified_patch
 from iqc.streams.stage import Record
 
+_COMPARED_FILES = 1000  # of a change that Git is asked to compare
+_COMPARED_BYTES = 1 << 24  # of their two sides
 ABSENT = "000000"  # the mode of a side that does not exist
 _DOT_GIT = re.compile(r"(?:\.git|git~1)[ .]*(?:$|[\\:])", re.IGNORECASE)  # as NTFS reads it
 _IGNORED = re.compile("[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]")  # by HFS+
@@ -57,6 +61,32 @@ def blobs_of(changes: Sequence[Change]) -> list[str]:
     """What has to be read of a change, for `Texts.prefetch`."""
     sides = [side for c in changes for side in ((c.old_mode, c.old), (c.new_mode, c.new))]
     return [oid for mode, oid in sides if mode != ABSENT]
+
+
+def incomparable(
+    repository: Repository, many: Sequence[Sequence[Change]], max_file_bytes: int
+) -> list[Rejected | None]:
+    """Of each change, what speaks against asking Git for its diff, of which the memory is many times the files' size.
+
+    The rules are `files` and `change_bytes`, by limits far above those of a record; `file_bytes` when one file is over
+    the limit of records, and the change so large; `missing_object`. Sizes are asked, nothing is read.
+    """
+    oids = [blobs_of(changes) if len(changes) <= _COMPARED_FILES else [] for changes in many]
+    sizes = repository.sizes([oid for part in oids for oid in part])
+    return [_large(changes, list(islice(sizes, len(part))), max_file_bytes) for changes, part in zip(many, oids)]
+
+
+def _large(changes: Sequence[Change], sizes: list[int | MissingObject], max_file_bytes: int) -> Rejected | None:
+    if len(changes) > _COMPARED_FILES:
+        return Rejected("files", len(changes), _COMPARED_FILES)
+    known = [size for size in sizes if isinstance(size, int)]
+    if sum(known) > _COMPARED_BYTES:
+        largest = max(known)
+        if largest > max_file_bytes:
+            return Rejected("file_bytes", largest, max_file_bytes)
+        return Rejected("change_bytes", sum(known), _COMPARED_BYTES)
+    missing = [size.what for size in sizes if isinstance(size, MissingObject)]
+    return Rejected("missing_object", missing[0]) if missing else None
 
 
 def read_change(texts: Texts, changes: Sequence[Change], diff: bytes, max_patch_bytes: int) -> Whole:

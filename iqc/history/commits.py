@@ -27,12 +27,13 @@ from os import PathLike
 from pathlib import Path
 
 from iqc.errors import IqcError, UsageError
-from iqc.history.change import blobs_of, read_change, reject_changes
+from iqc.history.change import blobs_of, incomparable, read_change, reject_changes
 from iqc.history.context import State
 from iqc.history.git import Repository
 from iqc.history.life import Line, Section, cut
 from iqc.history.listing import Listing
 from iqc.history.log import Commit
+from iqc.history.names import impersonal
 from iqc.history.score import reject_message, subject_and_body, table
 from iqc.history.texts import Rejected, Texts
 from iqc.streams.stage import Dropped, Record
@@ -146,6 +147,10 @@ class _Miner:
             rejected = [self._judge(commit) for commit in batch]
             # The index follows every commit; a record is made of those that are not rejected yet.
             asked = [bool(c.parents and not c.damage and (self.state or not rule)) for c, rule in zip(batch, rejected)]
+            changes = [commit.changes if ask else () for commit, ask in zip(batch, asked)]
+            large = incomparable(self.repository, changes, self.options.max_file_bytes)
+            asked = [ask and not one for ask, one in zip(asked, large)]
+            rejected = [rule or one for rule, one in zip(rejected, large)]
             diffs = self.repository.diffs([(c.parents[0], c.id) for c, ask in zip(batch, asked) if ask])
             diffs = chain(list(islice(diffs, 1)), diffs)  # asked for: Git compares while the files are read
             self.texts.prefetch(
@@ -219,7 +224,7 @@ class _Miner:
             "old": {"commit": commit.parents[0], "files": whole.old},
             "patch": whole.patch,
             "new": {"commit": commit.id, "files": whole.new},
-            "messages": [commit.message],
+            "messages": [impersonal(commit.message)],
             "metadata": {
                 "percentile": round(self.section.line.percentile(rank, commit.time), 4),
                 "commits": self.section.line.commits,

@@ -22,7 +22,7 @@ from os import PathLike
 from pathlib import Path
 
 from iqc.errors import IqcError
-from iqc.history.change import Whole, blobs_of, read_change, reject_changes
+from iqc.history.change import Whole, blobs_of, incomparable, read_change, reject_changes
 from iqc.history.commits import is_bot
 from iqc.history.git import MissingObject, Repository
 from iqc.history.log import Change, Commit
@@ -102,13 +102,16 @@ class _Joiner:
         for start in range(0, len(pulls), _BATCH):
             batch = [(pull, self._judge(pull, on_line.get(pull.number))) for pull in pulls[start : start + _BATCH]]
             spans = [found for _, found in batch if isinstance(found, _Span)]
+            large = incomparable(self.repository, [span.changes for span in spans], self.options.max_file_bytes)
+            spans = [span for span, one in zip(spans, large) if not one]
             diffs = self.repository.diffs([(span.old, span.new) for span in spans])
             diffs = chain(list(islice(diffs, 1)), diffs)  # asked for: Git compares while the files are read
             self.texts.prefetch(oid for span in spans for oid in blobs_of(span.changes))
+            reasons = iter(large)
             for pull, found in batch:
                 try:
-                    if isinstance(found, Rejected):
-                        raise found
+                    if isinstance(found, Rejected) or (found_large := next(reasons)):
+                        raise found if isinstance(found, Rejected) else found_large
                     yield self._record(pull, found, next(diffs))
                 except Rejected as error:
                     about = {"id": f"{self.name}#{pull.number}", "repo": self.name}
@@ -136,6 +139,8 @@ class _Joiner:
             span = self._span(pull, on_line)
         except Rejected as rejected:
             return rejected
+        except IqcError as error:  # of one commit among several
+            return Rejected("missing_object", error.what)
         if "title" not in pull.facts:
             title, body = subject_and_body(span.messages[-1])
             pull.learn("", title=_SQUASH.sub("", title).strip(), body=body)
@@ -194,13 +199,10 @@ class _Joiner:
         head = self._commit(pull.get("head_sha"))
         if head is None:
             raise Rejected("no_commit", pull.get("head_sha"))
-        try:
-            base = self.repository.merge_base(self.repository.head, head.id)
-            if base == head.id:
-                raise Rejected("no_commit", head.id)
-            changes = self.repository.changes(base, head.id)
-        except IqcError as error:
-            raise Rejected("missing_object", error.what) from None
+        base = self.repository.merge_base(self.repository.head, head.id)
+        if base == head.id:
+            raise Rejected("no_commit", head.id)
+        changes = self.repository.changes(base, head.id)
         return _Span("head", base, head.id, changes, (head.message,), head.time)
 
     def _with_text(self, pull: Thread, span: _Span, whole: Whole) -> Record:
@@ -222,9 +224,9 @@ class _Joiner:
             "body": names.message(pull.get("body", "")),
             "state": pull.get("state", "closed" if span.found != "head" else "open"),
             "merged": bool(pull.get("merged", span.found != "head")),
-            "labels": pull.get("labels", []),
+            "labels": [names.words(label) for label in pull.get("labels", [])],
             "base": {"ref": pull.get("base_ref"), "sha": span.old},
-            "head": {"ref": pull.get("head_ref"), "sha": pull.get("head_sha")},
+            "head": {"ref": names.words(pull.get("head_ref", "")) or None, "sha": pull.get("head_sha")},
         }
         closed = []
         for issue in issues:
@@ -268,7 +270,7 @@ def _note(note: Note, names: Names) -> Record:
         "author": names.of(note.author),
         "body": names.text(note.body),
         "path": note.path,
-        "hunk": note.hunk,
+        "hunk": names.code(note.hunk) if note.hunk else None,
         "verdict": note.verdict,
         "time": note.time,
     }

@@ -21,7 +21,7 @@ from iqc.errors import BadRecord, UsageError
 from iqc.streams.reader import open_inputs
 from iqc.streams.worker import parse
 
-_URL = re.compile(r"/repos/([^/]+/[^/]+)/(?:pulls|issues)/(\d+)")
+_URL = re.compile(r"/repos/([^/]+/[^/]+)/(?:pulls|issues)/(\d{1,9})(?!\d)")
 _STATES = {"opened": "open", "reopened": "open", "closed": "closed", "merged": "closed"}  # what an action makes of it
 
 _VERDICTS = ("approved", "changes_requested", "dismissed")  # a review that only holds comments says nothing itself
@@ -134,7 +134,7 @@ class _Reader:
         time, action = _time(event.get("created_at")), str(payload.get("action"))
         about = _dict(payload, "pull_request") or _dict(payload, "issue")
         number = about.get("number", payload.get("number"))
-        if not isinstance(number, int):
+        if type(number) is not int or not 0 < number < 10**9:
             return  # events of before 2015 have no more than the number of a row in a data base
         thread = threads.setdefault(number, Thread(number))
         _learn(thread, name, about, time, "pull_request" in payload)

@@ -252,3 +252,45 @@ def test_a_change_of_hundreds_of_megabytes_costs_no_memory(work, monkeypatch):
     assert [file["path"] for file in kept[0]["context"]["files"]] == ["b.py"]
     assert "data/huge.txt" in kept[0]["context"]["tree"]
     assert [file["path"] for file in kept[1]["context"]["files"]] == ["data/huge.txt"]
+
+
+def test_large_changes_are_not_compared(work, monkeypatch):
+    """Git is not asked for the diff of what no record can hold; the index follows by reading the files."""
+    monkeypatch.setattr("iqc.history.change._COMPARED_BYTES", 10_000)
+    monkeypatch.setattr("iqc.history.change._COMPARED_FILES", 5)
+    compared = []
+    diffs = Repository.diffs
+    monkeypatch.setattr(Repository, "diffs", lambda self, pairs: compared.extend(pairs) or diffs(self, pairs))
+    work.write("a.py", body(0))
+    work.commit("Add the first module of all")
+    work.write("one.txt", "needle in a line\n" * 400)
+    work.write("two.txt", "needle in a line\n" * 400)
+    work.commit("Add two files of data")
+    work.write("large.txt", "needle in a line\n" * 1000)
+    work.commit("Add a large file of data")
+    for k in range(6):
+        work.write(f"m{k}.py", f"thread = {k}\n")
+    work.commit("Add six modules of thread")
+    work.write("a.py", body(3))
+    last = work.commit("Change the first module of needle and thread")
+    kept, dropped = split(commits(work.place, Options(max_file_bytes=12_000, context_files=9)))
+    found = [(item.rule, item.value, item.threshold) for item in dropped[1:]]
+    assert found == [
+        ("commits.change_bytes", 13_600, 10_000),
+        ("commits.file_bytes", 17_000, 12_000),
+        ("commits.files", 6, 5),
+    ]
+    assert [new for _, new in compared] == [last]
+    shown = sorted(file["path"] for file in kept[0]["context"]["files"])
+    assert shown == [*(f"m{k}.py" for k in range(6)), "one.txt", "two.txt"]
+
+
+def test_people_are_not_in_messages(work):
+    work.write("a.py", body(0))
+    work.commit("Add the first module of all")
+    work.write("a.py", body(1))
+    work.commit(
+        "Change it as dave@corp.example.com asked\n\nText.\n\nCo-authored-by: D <d@e.org>\nSigned-off-by: E <e@f.org>"
+    )
+    kept, _ = split(commits(work.place))
+    assert kept[0]["messages"] == ["Change it as user@example.org asked\n\nText."]
