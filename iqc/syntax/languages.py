@@ -36,24 +36,25 @@ _MATLAB = (
     r"^[ \t]*%|^[ \t]*(?:function\b(?![ \t]*\()|classdef\b)|^[ \t]*end(?:function|if|for)?;?[ \t\r]*$|\.\.\.[ \t\r]*$"
 )
 _READ = 50_000
-_BY_CONTENT: dict[str, list[tuple[re.Pattern[str], str | None]]] = {
+_RULES: dict[str, list[tuple[str, str | None]]] = {
+    ".h": [(_OBJECTIVE_C, "objc"), (_CPP_HEADER, "cpp")],
+    ".m": [
+        (r"\A\s*+\(\*|^BeginPackage\[", None),  # Mathematica
+        (r"^[ \t]*:-[ \t]*(?:module|interface|implementation)\b", None),  # Mercury
+        (_OBJECTIVE_C, "objc"),
+        (_MATLAB, "matlab"),
+        (r"^[ \t]*(?://|/\*|#[ \t]*(?:include|define|if|pragma)|\w.*[{}][ \t\r]*$)", "objc"),
+        (r"^[ \t]*+[\w.(){}:,\[\]][\w.(){}:, \t\[\]]*+=[^=]", "matlab"),
+    ],
+    ".pl": [(_PERL, "perl"), (r"^[ \t]*:-|^\w++(?:\(.*\))?[ \t]*:-|^[a-z]\w*+\(.*\)\.[ \t\r]*$", None)],  # Prolog
+    ".t": [(_PERL, "perl"), (r"", None)],  # Turing, and many a data file
+    # Rebol; a resource of the Mac; roff
+    ".r": [(r"\A\s*+(?i:rebol|red)\b.*\[", None), (r"\A\s*+/\*|^\.\\\"", None)],
+    ".ts": [(r"\A\s*+<(?:\?xml|!DOCTYPE)", None)],  # translations of Qt
+}
+_BY_CONTENT = {
     extension: [(re.compile(pattern, re.MULTILINE), name) for pattern, name in rules]
-    for extension, rules in {
-        ".h": [(_OBJECTIVE_C, "objc"), (_CPP_HEADER, "cpp")],
-        ".m": [
-            (r"\A\s*+\(\*|^BeginPackage\[", None),  # Mathematica
-            (r"^[ \t]*:-[ \t]*(?:module|interface|implementation)\b", None),  # Mercury
-            (_OBJECTIVE_C, "objc"),
-            (_MATLAB, "matlab"),
-            (r"^[ \t]*(?://|/\*|#[ \t]*(?:include|define|if|pragma)|\w.*[{}][ \t\r]*$)", "objc"),
-            (r"^[ \t]*+[\w.(){}:,\[\]][\w.(){}:, \t\[\]]*+=[^=]", "matlab"),
-        ],
-        ".pl": [(_PERL, "perl"), (r"^[ \t]*:-|^\w++(?:\(.*\))?[ \t]*:-|^[a-z]\w*+\(.*\)\.[ \t\r]*$", None)],  # Prolog
-        ".t": [(_PERL, "perl"), (r"", None)],  # Turing, and many a data file
-        # Rebol; a resource of the Mac; roff
-        ".r": [(r"\A\s*+(?i:rebol|red)\b.*\[", None), (r"\A\s*+/\*|^\.\\\"", None)],
-        ".ts": [(r"\A\s*+<(?:\?xml|!DOCTYPE)", None)],  # translations of Qt
-    }.items()
+    for extension, rules in _RULES.items()
 }
 # `#!/usr/bin/env -S python3.11 -u` and `#!/bin/sh -e` both name the interpreter without its version.
 _SHEBANG = re.compile(

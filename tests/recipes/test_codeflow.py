@@ -1,4 +1,4 @@
-"""The recipe of code-flow data, run on a repository made of the standard library's files, and what `pack` makes of it."""
+"""The recipe of code-flow data, run on a repository made of the standard library's files; `pack` takes its records."""
 
 import email
 import json
