@@ -6,7 +6,7 @@ import unittest.mock
 from pathlib import PurePosixPath
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from iqc.errors import IqcError
@@ -172,6 +172,7 @@ def test_no_text_makes_the_search_for_its_language_long():
 @given(st.text("a.B/ \n-", max_size=12))
 def test_suffixes_are_those_of_pathlib(path):
     """`language_of` is asked for every file of every commit, so it does without a path object."""
+    assume(not PurePosixPath(path).name.startswith(".."))  # Python 3.14 changed what the suffix of ..a is
     suffix = PurePosixPath(path).suffix.lower()
     expected = {".a": "python", ".b": "c"}.get(suffix)
     table = ({}, {".a": "python", ".b": "c"}, {})
