@@ -65,9 +65,9 @@ class Arranged:
 
 
 def arrange(snapshot: Snapshot, seed: int) -> Arranged:
-    """The order of a record. `dependencies` counts: `edges` between files (or from a file to a package imported whole),
-    those of them `against` the order, inside cycles, `unresolved` imports that look like the repository's own, and
-    files `unparsed` because they keep the parser busy."""
+    """The order of a record. `dependencies` counts: `edges` between files (a package that is imported whole is a node
+    between them), those of them `against` the order, inside cycles, `unresolved` imports that look like the
+    repository's own, and files `unparsed` because they keep the parser busy."""
     by_path = {file["path"]: file for file in snapshot.files}
     left_out = [dropped.record["path"] for dropped in snapshot.dropped]  # an import of one is not unresolved
 
@@ -81,12 +81,12 @@ def arrange(snapshot: Snapshot, seed: int) -> Arranged:
         if file["lang"] in ORDERED:
             found = resolver.targets(path, file["text"].encode(), file["lang"])
             graph[path] = [name for name in found.names if name in by_path or name in resolver.groups]
-            counts["edges"] += len(graph[path])
             counts["unresolved"] += len(found.unresolved)
             counts["unparsed"] += not found.parsed
     graph |= {name: [path for path in paths if path in by_path] for name, paths in resolver.groups.items()}
     placed = order(graph)
     place = {name: number for number, name in enumerate(placed)}
+    counts["edges"] = sum(map(len, graph.values()))
     counts["against"] = sum(place.get(other, 0) > place[name] for name in graph for other in graph[name])
     others = [path for path in by_path if path not in graph]
     rng(seed, "repos", snapshot.id).shuffle(others)

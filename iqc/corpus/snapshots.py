@@ -1,12 +1,13 @@
 """One state of a repository: the files of a commit, or of a source tree, as text.
 
 A directory with a Git repository in it, bare or with a work tree, is read at a commit: that state has a name, and what
-lies uncommitted in the work tree is nobody's. Any other directory is a source tree, read as it lies. Either way a file
-that is left out is Dropped with its reason, and the others stay:
+lies uncommitted in the work tree is nobody's. Any other directory is a source tree, read as it lies; its folders of
+version control, caches and installed packages (trees.py) are not entered, and what is neither file nor link is not
+listed. Either way a file that is left out is Dropped with its reason, and the others stay:
 
     symlink, submodule   they have no text of their own
     path                 not UTF-8, absolute, with `..`, control characters or too long: it may be written to a disk
-    folder               below a folder that trees.py skips (version control, caches, installed packages)
+    folder               of a commit: below a folder that is not entered in a tree
     file_bytes, binary, encoding, missing_object, unreadable
     duplicate            a second entry of the same path, in a damaged tree
 """
@@ -27,6 +28,7 @@ from iqc.syntax.languages import language_of
 
 MAX_PATH = 1024  # bytes
 MAX_FILES = 1_000_000  # a tree object that holds itself many times over lists as many files as it likes
+MAX_LISTING = 256 << 20  # bytes of their paths
 MAX_REPOSITORY = 4 << 30  # bytes of the files that would be read
 SYMLINK = "120000"  # the mode of Git's symbolic links
 _BLOBS = 256  # asked for at a time
@@ -106,7 +108,7 @@ def read_tree(path: str, name: str, max_bytes: int = MAX_BYTES) -> Snapshot:
     read: list[tuple[_Entry, bytes]] = []
     for entry in choice.entries():
         try:
-            with open(os.path.join(path, entry.key), "rb") as source:
+            with open(os.path.join(path, entry.key), "rb", opener=_no_link) as source:
                 data = source.read(max_bytes + 1)
         except OSError as error:
             found.drop(entry.path, "unreadable", error.strerror)
@@ -122,6 +124,11 @@ def read_tree(path: str, name: str, max_bytes: int = MAX_BYTES) -> Snapshot:
     for dropped in found.dropped:  # those from before the digest was known
         dropped.record["id"] = f"{found.id}:{dropped.record['path']}"
     return found
+
+
+def _no_link(path: str, flags: int) -> int:
+    """A file may have become a link or a pipe since it was listed: neither is followed, or waited for."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _keep(found: Snapshot, entry: _Entry, data: bytes) -> None:
@@ -141,12 +148,17 @@ class _Choice:
     def __init__(self, found: Snapshot, max_bytes: int):
         self.found, self.max_bytes = found, max_bytes
         self.chosen: dict[str, _Entry] = {}
-        self.bytes = self.listed = 0
+        self.bytes = self.listed = self.paths = 0
 
     def add(self, raw: bytes, mode: str, key: str, size: int | None) -> None:
         self.listed += 1
+        self.paths += len(raw)
         if self.listed > MAX_FILES:
             raise BadRecord(f"more than {MAX_FILES} files", where=self.found.name, remedy="read a part of it")
+        if self.paths > MAX_LISTING:
+            raise BadRecord(
+                f"more than {MAX_LISTING} bytes of paths", where=self.found.name, remedy="read a part of it"
+            )
         path = raw.decode(errors="backslashreplace")
         if reason := _reason(raw, mode):
             self.found.drop(path, *reason)

@@ -22,6 +22,7 @@ from typing import IO
 from iqc.errors import IqcError
 from iqc.history.log import LOG, Change, Commit, TreeEntry, changes, commits, tree_entries
 
+_ID = re.compile("[0-9a-f]{40,64}")
 _ABSENT = re.compile(
     r"unable to (?:read|find|parse|stream|get)|could not (?:parse|get|read)|cannot (?:read|be read)|bad (?:object|tree)"
     r"|missing|corrupt|inflate|too-short tree|malformed|empty filename in tree",
@@ -98,14 +99,22 @@ class Repository:
             raise IqcError(
                 f"{self.path} is a shallow clone: its history is cut", remedy="complete it with git fetch --unshallow"
             )
-        answer = self._rev_parse(place, "--verify", "--quiet", "--end-of-options", f"{revision}^0")
-        if answer.returncode:
-            raise IqcError(
-                f"{self.path} has no commit at {revision}: "
-                f"{answer.stderr.decode(errors='replace').strip() or 'no such name, or no commit yet'}",
-                remedy="give a repository whose HEAD is a branch with commits, or the name of a commit that it has",
-            )
-        return answer.stdout.decode().strip(), kind, Path(objects).absolute()
+        return self._commit(place, revision), kind, Path(objects).absolute()
+
+    def _commit(self, place: Path, revision: str) -> str:
+        """The id of the commit that a revision names: first what it names, then the commit of that (of a tag)."""
+        found, said = revision, ""
+        for suffix in ("", "^0"):
+            if revision.isprintable():
+                answer = self._rev_parse(place, "--verify", "--quiet", "--end-of-options", f"{found}{suffix}")
+                found, said = answer.stdout.decode().strip(), answer.stderr.decode(errors="replace").strip()
+            if not _ID.fullmatch(found):  # `^HEAD` is answered with `^` and an id
+                raise IqcError(
+                    f"{self.path} has no commit at {revision if revision.isprintable() else ascii(revision)}: "
+                    f"{said or 'no such name, or no commit yet'}",
+                    remedy="give a repository whose HEAD is a branch with commits, or the name of a commit that it has",
+                )
+        return found
 
     def _rev_parse(self, place: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         """The one command that reads the repository's configuration, which may name a file that never ends."""

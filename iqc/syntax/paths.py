@@ -8,6 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
 MAX_PARTS = 32  # folders of a path, or names of a dotted specifier: a longer one is looked up whole or not at all
+MAX_ENDS = 16  # parts of an end by which a path is found: each is kept in memory
 
 
 def folder_of(path: str) -> str:
@@ -83,9 +84,8 @@ class Ends:
 
 
 def ends_of(path: str) -> Iterator[str]:
-    """`a/b/c`, `b/c`, `c`; of a path that lies too deep, itself alone."""
+    """`a/b/c`, `b/c`, `c`: the whole path, and its ends of at most MAX_ENDS parts."""
     yield path
-    if path.count("/") < MAX_PARTS:
-        while "/" in path:
-            path = path.partition("/")[2]
-            yield path
+    parts = path.rsplit("/", MAX_ENDS)
+    for first in range(1, len(parts)):
+        yield "/".join(parts[first:])

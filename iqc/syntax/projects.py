@@ -38,7 +38,7 @@ class Go(Rule):
         vendored = (below(root, f"vendor/{spec}") for root in ancestors(importing.path))
         for candidate in vendored if folder is None else [folder]:
             if candidate in self.packages:
-                return self.project.group(candidate, self.packages[candidate])
+                return self.project.group(f"go/{candidate}", self.packages[candidate])
         return []
 
     def _folder(self, spec: str) -> str | None:
@@ -223,7 +223,7 @@ class CSharp(Rule):
                 wanted = [parts[length]]
             else:
                 wanted = importing.words if importing.may_look_into() else []
-            groups = (self.project.group(f"{namespace}.{name}", names[name]) for name in wanted if name in names)
+            groups = (self.project.group(f"csharp/{namespace}.{name}", names[name]) for name in wanted if name in names)
             return [found for group in groups for found in group]
         return []
 

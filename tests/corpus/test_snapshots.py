@@ -82,10 +82,10 @@ def test_an_unreadable_file_costs_itself_and_a_vanished_one_nothing(tmp_path, mo
     (tmp_path / "c.py").write_text("gone")
     real_open, real_lstat = open, os.lstat
 
-    def refuse(path, *arguments):
+    def refuse(path, *arguments, **options):
         if str(path).endswith("b.py"):
             raise PermissionError(13, "Permission denied")
-        return real_open(path, *arguments)
+        return real_open(path, *arguments, **options)
 
     def vanish(path):
         if str(path).endswith("c.py"):
@@ -110,7 +110,8 @@ def test_any_commit_of_bare_shallow_and_odd_repositories(git, tmp_path):
             found = read_commit(str(place), "demo", revision)
             assert found.commit == first and [file["text"] for file in found.files] == ["2", "1"]
     assert read_commit(str(tmp_path / "shallow"), "demo").files[1]["text"] == "new"
-    for revision in ("nothing", "--all", "HEAD..v1", "HEAD:HEAD", ""):
+    assert read_commit(str(git.place), "demo", ":/a change").commit != first
+    for revision in ("nothing", "--all", "HEAD..v1", "HEAD:HEAD", "", "^HEAD", "HEAD\n", "a\0b", ":/nowhere"):
         with pytest.raises(IqcError, match="no commit at"):
             read_commit(str(git.place), "demo", revision)
 
@@ -158,7 +159,11 @@ def test_a_listing_without_end_is_refused(git, monkeypatch):
         read_commit(str(git.place), "demo")
     monkeypatch.setattr("iqc.corpus.snapshots.MAX_FILES", 10)
     monkeypatch.setattr("iqc.corpus.snapshots.MAX_REPOSITORY", 5)
-    with pytest.raises(BadRecord, match="more than 5 bytes"):
+    with pytest.raises(BadRecord, match="more than 5 bytes of files"):
+        read_commit(str(git.place), "demo")
+    monkeypatch.setattr("iqc.corpus.snapshots.MAX_REPOSITORY", 1000)
+    monkeypatch.setattr("iqc.corpus.snapshots.MAX_LISTING", 20)
+    with pytest.raises(BadRecord, match="more than 20 bytes of paths"):
         read_commit(str(git.place), "demo")
 
 

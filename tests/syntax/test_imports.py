@@ -289,8 +289,8 @@ def test_csharp():
 def test_a_group_stands_for_a_package_that_is_imported_whole():
     files = {f"p/f{number}.go": "package p" for number in range(3)} | {"go.mod": "module m", "x.go": 'import "m/p"'}
     resolver = Resolver(files, lambda path: files[path].encode())
-    assert resolver.targets("x.go", files["x.go"].encode(), "go").names == ["/p"]
-    assert resolver.groups == {"/p": ["p/f0.go", "p/f1.go", "p/f2.go"]}
+    assert resolver.targets("x.go", files["x.go"].encode(), "go").names == ["/go/p"]
+    assert resolver.groups == {"/go/p": ["p/f0.go", "p/f1.go", "p/f2.go"]}
 
 
 def test_what_looks_internal_and_is_not_there_is_said():
