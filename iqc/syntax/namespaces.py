@@ -1,9 +1,14 @@
 """C#'s namespaces: what a file declares in them for those that use them."""
 
+import re
+from bisect import bisect
 from dataclasses import dataclass, field
 
 from iqc.syntax.paths import MAX_PARTS
 from iqc.syntax.queries import matches
+
+# `using` between #if and #else can keep the grammar from seeing the namespace behind it: then its line is believed.
+_LINE = re.compile(rb"^[ \t]*namespace[ \t]+([\w.]{1,1000})", re.MULTILINE)
 
 
 @dataclass(slots=True)
@@ -27,6 +32,7 @@ def declared(data: bytes) -> Declared:
         node = match[kind]
         name = "".join(match.text("name").split())
         rows.append((node.start_byte, node.end_byte, kind, name))
+    lines = [(match.start(), match[1].decode(errors="replace")) for match in _LINE.finditer(data)]
     around: list[tuple[int, str, str]] = []  # ends, kinds and names of the declarations around
     for start, end, kind, name in sorted(rows, key=lambda row: (row[0], -row[1])):
         while around and around[-1][0] <= start:
@@ -39,7 +45,10 @@ def declared(data: bytes) -> Declared:
             if len(around) < MAX_PARTS:
                 around.append((end, kind, f"{outer[2]}.{name}" if outer else name))
             continue
-        namespace = next((row[2] for row in reversed(around) if row[1] == "namespace"), "")
+        namespace = next((row[2] for row in reversed(around) if row[1] == "namespace"), None)
+        if namespace is None:
+            before = bisect(lines, (start, ""))
+            namespace = lines[before - 1][1] if before else ""
         if kind == "extension" or outer is None or outer[1] == "namespace":
             found.names.append((namespace, name))
         if kind == "type" and (outer is None or outer[1] == "namespace"):

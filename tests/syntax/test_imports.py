@@ -5,6 +5,7 @@ import time
 import pytest
 
 from iqc.syntax.imports import Resolver, Targets, imports
+from iqc.syntax.queries import matches
 
 
 def needs(files, **answers):
@@ -284,6 +285,13 @@ def test_csharp():
         "App/Main.cs": ["Lib/Node.cs", "Lib/Text.cs"],
         "App/Alias.cs": ["Lib/More.cs", "Lib/Node.cs"],
     }
+
+
+def test_a_namespace_that_the_grammar_does_not_see():
+    """The preprocessor can hide its brace, as in a file of Newtonsoft.Json; its line is believed then."""
+    odd = "namespace Demo.Odd\n    public class Seen\n    {\n    }\n"
+    assert not any("namespace" in match for match in matches(odd.encode(), "csharp", "declares"))
+    assert needs({"Odd.cs": odd, "Use.cs": "using Demo.Odd; class Use { Seen s; }"}) == {"Use.cs": ["Odd.cs"]}
 
 
 def test_a_group_stands_for_a_package_that_is_imported_whole():
