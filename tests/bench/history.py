@@ -7,7 +7,7 @@ runs on one processor, in turns; seconds are of processors, Git's among them. No
 same texts of the same files of the same commits. PyDriller leaves merges out and some texts, and
 gets the commits that it reads.
 
-`--memory` measures the most memory of our process on made histories of 2,000 and 200,000 commits instead.
+`--memory` measures the most memory of our process on made histories of 2,000 to 200,000 commits instead.
 """
 
 import argparse
@@ -142,7 +142,7 @@ def made_history(place: Path, commits: int) -> None:
         sys.exit("git fast-import failed")
 
 
-def memory(place: Path, sizes: tuple[int, int] = (2_000, 200_000)) -> list[dict]:
+def memory(place: Path, sizes: tuple[int, ...] = (2_000, 20_000, 200_000)) -> list[dict]:
     found = []
     for commits in sizes:
         repository = place / f"made{commits}"
