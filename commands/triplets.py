@@ -48,6 +48,7 @@ OWN = {
     As.commit: ("context", "context_files", "changed", "readme_chars", "file_chars", "tree_entries"),
     As.pr: ("export",),
 }
+LIMITS = ("min_stars", "min_forks", "min_commits", "min_age_days")
 
 
 @app.command()
@@ -176,6 +177,10 @@ def triplets(
         for name in names:
             if kind is not as_ and given[name] != defaults[name].default:
                 raise UsageError(f"--{name.replace('_', '-')} with --as {as_}", remedy=f"it goes with --as {kind}")
+    for name, ignored in (("max_patch_bytes", as_ is As.triplet), *((name, not metadata) for name in LIMITS)):
+        if ignored and given[name] != defaults[name].default:
+            remedy = "it is for commits and pull requests" if name == "max_patch_bytes" else "it goes with --metadata"
+            raise UsageError(f"--{name.replace('_', '-')} has nothing to do", remedy=remedy)
     options = _options(**given)
     limits = None
     if metadata:
@@ -196,15 +201,18 @@ def _options(as_: As, window: str, encodings: str, **given: Any) -> "Options":
 
     from iqc.history import commits, pulls, triplets
     from iqc.history.states import ContextOptions
+    from iqc.history.texts import superset_of_ascii
 
     try:
-        low, high = (int(part) / 100 for part in (window or ("40-80" if as_ is As.triplet else "0-100")).split("-"))
+        low, high = (float(part) / 100 for part in (window or ("40-80" if as_ is As.triplet else "0-100")).split("-"))
     except ValueError:
         raise UsageError(f"--window {window}", remedy="two percentiles, such as 40-80") from None
     try:
         names = tuple(codecs.lookup(name).name for name in encodings.split(","))
     except LookupError as error:
         raise UsageError(f"--encodings {encodings}: {error}", remedy="encodings as Python knows them") from None
+    if wrong := [name for name in names if not superset_of_ascii(name)]:
+        raise UsageError(f"--encodings {wrong[0]}: no patch can be in it", remedy="only supersets of ASCII can")
     shared = {"encodings": names} | {name: given[name] for name in ("max_files", "max_file_bytes")}
     if as_ is As.triplet:
         context = ContextOptions(*(given[name] for name in ("state", "depth", "max_state_files", "max_state_bytes")))

@@ -7,7 +7,7 @@ length.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor
 
 from iqc.errors import IqcError
@@ -27,21 +27,29 @@ class Line:
     birth: int | None = None
     death: int | None = None
 
-    def percentile(self, rank: int, time: int) -> float:
-        """The share of the life that was over at a commit, in [0, 1]."""
+    def clock(self, now: int, time: int) -> int:
+        """The date of a commit whose committer said `time`, where that of the commit before it is `now`."""
+        return now if self.death is None or time > self.death else max(now, time)
+
+    def percentile(self, rank: int, now: int) -> float:
+        """The share of the life that was over at the commit of that rank and date, in [0, 1]."""
         if self.birth is None or self.death is None:
             return rank / (self.commits - 1) if self.commits > 1 else 0.0
-        return min(1.0, max(0.0, (time - self.birth) / (self.death - self.birth)))
+        return (now - self.birth) / (self.death - self.birth)
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """`count` commits of a line that follow each other: from rank `start` to the one with the id `last`."""
+    """`count` commits of a line that follow each other: from rank `start` to the one with the id `last`.
+
+    `now` is the date of the first, where percentiles go by dates.
+    """
 
     line: Line
     start: int
     count: int
     last: str
+    now: int = 0
 
 
 def line_of(repository: Repository, window: tuple[float, float], by: str = "rank") -> Line:
@@ -54,27 +62,30 @@ def line_of(repository: Repository, window: tuple[float, float], by: str = "rank
     if by == "rank":
         return Line(commits, ceil(window[0] * life), min(floor(window[1] * life), life - 1))
     _, death = next(repository.line(newest_first=True))
-    birth = now = None
-    first, last = commits, -1
+    _, birth = next(repository.line())
+    if death <= birth:
+        raise IqcError(
+            f"{repository.path} ends at the date at which it began, or before: it has no percentiles by time",
+            remedy="take percentiles by rank",
+        )
+    line = Line(commits, 0, life - 1, birth, death)
+    now, inside = birth, []
     for rank, (_, time) in enumerate(repository.line()):
-        birth = time if birth is None else birth
-        now = time if now is None else max(now, time if time <= death else now)
-        if death <= birth:
-            raise IqcError(
-                f"{repository.path} ends at the date at which it began, or before: it has no percentiles by time",
-                remedy="take percentiles by rank",
-            )
-        if (now - birth) / (death - birth) < window[0]:
-            continue
-        first = min(first, rank)
-        if (now - birth) / (death - birth) <= window[1]:
-            last = rank
-    return Line(commits, first, min(last, life - 1), birth, death)
+        now = line.clock(now, time)
+        if window[0] <= line.percentile(rank, now) <= window[1]:
+            inside = [*inside[:1], rank]
+    return replace(line, first=inside[0], last=min(inside[-1], life - 1)) if inside else replace(line, first=life)
 
 
 def cut(repository: Repository, line: Line, ranges: Iterable[tuple[int, int]]) -> Iterator[Section]:
-    """The sections with these ranks, (from, to), both included; `to` must rise."""
-    ids = enumerate(repository.line())
+    """The sections with these ranks, (from, to), both included; both must rise, `from` not beyond the last `to`."""
+    ranks = enumerate(repository.line())
+    rank, now, oid = -1, line.birth or 0, ""
     for start, stop in ranges:
-        last = next(oid for rank, (oid, _) in ids if rank == stop)
-        yield Section(line, start, stop - start + 1, last)
+        began = now
+        while rank < stop:
+            rank, (oid, time) = next(ranks)
+            now = line.clock(now, time)
+            if rank == start:
+                began = now
+        yield Section(line, start, stop - start + 1, oid, began)

@@ -99,8 +99,14 @@ def subject_and_body(message: str) -> tuple[str, str]:
     return subject.strip(), body.strip()
 
 
+def too_long(message: str) -> bool:
+    return len(message) > table()["message"]["max_chars"]
+
+
 def reject_message(message: str, merge: bool) -> str | None:
     """The rule that a commit's message breaks."""
+    if too_long(message):
+        return "message_chars"
     if _pattern("revert").search(message.strip()) or _pattern("revert").search(subject_and_body(message)[0]):
         return "revert"
     if merge and _pattern("sync_merge").search(message.strip()):
@@ -152,7 +158,7 @@ def score(changes: list[FileChange], messages: list[str]) -> tuple[float, dict[s
         "size": _size(changed_lines(changes)),
         "code": sum(is_code) / len(changes),
         "tests": (0.5 + 0.5 * any(is_test)) if code else 0.0,
-        "message": sum(map(_message, messages)) / len(messages),
+        "message": sum(_subject(subject_and_body(message)[0]) for message in messages) / len(messages),
     }
     weights = table()["weights"]
     total = sum(weights[part] * value for part, value in parts.items()) / sum(weights.values())
@@ -171,10 +177,9 @@ def _size(lines: int) -> float:
 
 
 @lru_cache(maxsize=1024)
-def _message(message: str) -> float:
+def _subject(subject: str) -> float:
     """Share of kept rules: length, words, a capital first letter, and nothing that says the commit is not a whole."""
     rules = table()["message"]
-    subject, _ = subject_and_body(message)
     kept = [
         rules["subject_chars"][0] < len(subject) < rules["subject_chars"][1],
         rules["subject_words"][0] < len(subject.split()) < rules["subject_words"][1],

@@ -21,7 +21,7 @@ from iqc.streams.stage import Dropped, Raw, Record, Transform
 
 Options = triplets.Options | commits.Options | pulls.Options
 _COMMITS = 1024  # in a section, where each is a record; sections start with reading what changed since the last one
-_PULLS = 500  # in an item
+_PULLS = 2000  # in an item, each of which reads the whole line
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +132,17 @@ def transform(options: Options) -> Transform:
 
     def one(item: Item) -> Iterator[Record | Dropped | Raw]:
         try:
-            yield Raw(hashlib.sha256(f"{item.source.name} {item.part!r}".encode()).digest(), 0)
+            yield Raw(hashlib.sha256(f"{item.source.name} {_identity(item.part)!r}".encode()).digest(), 0)
             yield from records(item)
         except IqcError as error:
             raise BadRecord(error.what, where=error.where or item.source.path, remedy=error.remedy) from None
 
     return one
+
+
+def _identity(part: Section | Threads | Dropped | IqcError) -> object:
+    """What tells a part from others: of threads, the pull requests."""
+    return [thread for thread in part.values() if thread.pull] if isinstance(part, dict) else part
 
 
 def factory(options: Options) -> Callable[[], Transform]:

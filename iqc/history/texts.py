@@ -87,7 +87,7 @@ class Texts:
         for name in [*said, *self.encodings]:
             try:
                 encoding = codecs.lookup(name).name
-                if not _superset_of_ascii(encoding):  # asked first: some of the others decode in quadratic time
+                if not superset_of_ascii(encoding):  # asked first: some of the others decode in quadratic time
                     continue
                 text = data.decode(encoding)
                 # UTF-8 is strict: no two texts have the same bytes.
@@ -103,7 +103,7 @@ def _size(found: _Text | Rejected) -> int:
 
 
 @cache
-def _superset_of_ascii(encoding: str) -> bool:
+def superset_of_ascii(encoding: str) -> bool:
     """A patch mixes file text with ASCII headers, so only such an encoding can carry it (not UTF-16, not EBCDIC).
 
     One that reads escapes is none: its text is not what anybody sees, and may be no Unicode.

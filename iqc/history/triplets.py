@@ -21,7 +21,7 @@ from iqc.history.change import ABSENT, reject_changes
 from iqc.history.git import MissingObject, Repository
 from iqc.history.life import Line, Section, cut, line_of
 from iqc.history.log import SUBMODULE, Change, Commit
-from iqc.history.score import FileChange, reject_message, reject_texts, score
+from iqc.history.score import FileChange, reject_message, reject_texts, score, subject_and_body, too_long
 from iqc.history.states import Context, ContextOptions
 from iqc.history.texts import Rejected, Texts, verified_patch
 from iqc.streams.stage import Dropped, Record, rng
@@ -76,11 +76,16 @@ def sections(repository: Repository, options: Options) -> Iterator[Section]:
 
     IqcError by name: fewer than three commits on the first-parent line.
     """
-    line = line_of(repository, options.window, options.by)
-    if line.commits < 3:
-        count = "one commit" if line.commits == 1 else f"{line.commits} commits"
+    if (commits := repository.count()) < 3:
+        count = "one commit" if commits == 1 else f"{commits} commits"
         raise IqcError(
             f"{repository.path} has {count}: no evolution to learn from", remedy="give a repository with 3 or more"
+        )
+    line = line_of(repository, options.window, options.by)
+    if line.first > line.last:
+        low, high = options.window
+        raise IqcError(
+            f"{repository.path} has no commit between {low:.0%} and {high:.0%} of its life", remedy="widen --window"
         )
     stretches = _stretches(line, options)
     starts = [_bound(line, stretches, k) for k in range(0, stretches, _STRETCHES)]
@@ -142,14 +147,16 @@ class _Miner:
         commits = self.repository.log(self.section.last, self.section.count)
         held: deque[Commit] = deque()
         rank = free = self.section.start  # rank: of held[0]; free: a triplet may start where the last one ended
+        line, now = self.section.line, self.section.now
         for low, high, draw in self._starts():
             start = max(free, draw.randint(low, high))
             if start > high:
                 continue
             while rank < start:
-                held.popleft() if held else next(commits)
+                now = line.clock(now, (held.popleft() if held else next(commits)).time)
                 rank += 1
             self._fill(held, commits)
+            now = line.clock(now, held[0].time)
             ends = []
             for item in self._ends(list(islice(held, self.options.horizon + 1))):
                 if isinstance(item, Dropped):
@@ -162,7 +169,7 @@ class _Miner:
                     yield self._dropped(held[0], end.commit, Rejected("not_best", end.score, best.score), end.parts)
                     continue
                 try:
-                    yield self._triplet(held[0], self.section.line.percentile(start, held[0].time), end)
+                    yield self._triplet(held[0], line.percentile(start, now), end)
                     best, free = end, start + end.taken
                 except Rejected as rejected:
                     yield self._dropped(held[0], end.commit, rejected, end.parts)
@@ -201,7 +208,10 @@ class _Miner:
                     before = total.pop(change.path, change)
                     if (before.old_mode, before.old) != (change.new_mode, change.new):
                         total[change.path] = replace(change, old_mode=before.old_mode, old=before.old)
-                end = _End(commit, k, self._changes(commit, total), [item.message for item in following[:k]])
+                messages = [item.message for item in following[:k]]
+                if long := next(filter(too_long, messages), None):
+                    raise Rejected("message_chars", len(long))
+                end = _End(commit, k, self._changes(commit, total), messages)
                 ends.append(end)
             except Rejected as rejected:
                 yield self._dropped(start, commit, rejected)
@@ -219,7 +229,7 @@ class _Miner:
     def _changes(self, end: Commit, total: dict[bytes, Change]) -> list[Change]:
         """The changes in the order of their paths; what their texts need not be read for is rejected here."""
         if rule := reject_message(end.message, merge=len(end.parents) > 1):
-            raise Rejected(rule, end.message.partition("\n")[0])
+            raise Rejected(rule, end.message.partition("\n")[0][:1000])
         changes = [total[path] for path in sorted(total)]
         if rejected := reject_changes(changes, self.options.max_files):
             raise rejected
@@ -277,7 +287,7 @@ class _Miner:
             "repo": self.name,
             "old": {"commit": start.id},
             "new": {"commit": end.id},
-            "messages": [end.message],
+            "subject": subject_and_body(end.message[:10_000])[0][:1000],
         }
         if parts:
             record["score_parts"] = parts

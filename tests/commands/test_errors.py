@@ -35,6 +35,10 @@ CASES = """
 2 | triplets {world}/repository --as pr | --export
 2 | triplets {world}/repository --as commit --density 3 | --density with --as commit
 2 | triplets {world}/repository --encodings utf-9 | utf-9
+2 | triplets {world}/repository --encodings utf-16 | utf-16
+2 | triplets {world}/repository --min-stars 5 | --min-stars
+2 | triplets {world}/repository --max-patch-bytes 5 | --max-patch-bytes
+1 | triplets {world}/repository --window 99.9-100 | no commit between
 1 | fim {bad}/no-text | no-text:1: a document needs
 1 | fim {bad}/metadata --rate 1 | metadata:1: field "metadata"
 1 | fim {bad}/metadata --stretch 5 | metadata:1: field "metadata"

@@ -4,11 +4,15 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from iqc.errors import BadRecord, IqcError
 from iqc.history import stages
@@ -289,15 +293,24 @@ def test_messages_dates_and_parents_of_all_kinds(started, git_apply, state):
         assert isinstance(record["metadata"]["time"], int)
 
 
+def dated_at(place, times):
+    subprocess.run(["git", "init", "-q", "-b", "main", place], check=True)
+    subprocess.run(["git", "fast-import", "--quiet"], cwd=place, input=dates(times).encode(), check=True)
+
+
 def dated(work, times):
     """A line of commits with these dates."""
+    work.git("fast-import", "--quiet", stdin=dates(times).encode())
+    return work.git("rev-list", "--reverse", "HEAD").decode().split()
+
+
+def dates(times):
     stream = ""
     for k, time in enumerate(times):
         text, message = body(k, 3), f"Change the module for time {k}\n"
         stream += f"commit refs/heads/main\ncommitter a <a@b> {time} +0000\ndata {len(message)}\n{message}"
         stream += f"M 100644 inline a.py\ndata {len(text)}\n{text}\n"
-    work.git("fast-import", "--quiet", stdin=stream.encode())
-    return work.git("rev-list", "--reverse", "HEAD").decode().split()
+    return stream
 
 
 def test_percentiles_by_time(work):
@@ -314,11 +327,37 @@ def test_percentiles_by_time(work):
     assert all(0.5 <= record["metadata"]["percentile"] <= 1 for record in late)
 
 
+@given(st.lists(st.integers(0, 12), min_size=4, max_size=12))
+@settings(max_examples=15, deadline=None)
+def test_percentiles_by_time_rise_and_lie_in_the_window(times):
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, "repo")
+        dated_at(place, [1_000_000_000 + 86_400 * time for time in times])
+        try:
+            kept, _ = mine(place, window=(0.4, 0.8), by="time")
+        except IqcError as error:
+            assert "percentiles by time" in error.what or "no commit between" in error.what
+            return
+        found = [record["metadata"]["percentile"] for record in kept]
+        assert found == sorted(found) and all(0.4 <= share <= 0.8 for share in found)
+
+
+def test_messages_without_end(started):
+    started.write("m0.py", body(0) + body(3))
+    started.commit("Change a module\n\n" + "x" * 30_000)
+    started.write("m0.py", body(0) + body(4))
+    started.commit("Change it again, in few words")
+    kept, rules = mine(started.place, horizon=3)
+    assert rules["message_chars"] >= 2 and all(len(message) < 99 for record in kept for message in record["messages"])
+
+
 def test_equal_dates(work):
     ids = dated(work, [1_000_000_000] * 5)
     assert [record["old"]["commit"] for record in mine(work.place)[0]] == ids[:4]
     with pytest.raises(IqcError, match="no percentiles by time"):
         mine(work.place, by="time")
+    with pytest.raises(IqcError, match="no commit between"):
+        mine(work.place, window=(0.99, 1.0))
 
 
 def test_where_a_repository_may_be(started, tmp_path):
