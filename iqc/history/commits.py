@@ -159,8 +159,8 @@ class _Miner:
             made = []
             for number, (commit, rule, ask) in enumerate(zip(batch, rejected, asked), rank):
                 diff = next(diffs) if ask else None
-                large = Rejected("patch_bytes", diff, self.options.max_patch_bytes) if isinstance(diff, int) else None
-                made.append(self._one(number, commit, rule or large, diff if isinstance(diff, bytes) else None))
+                cut = Rejected("patch_bytes", diff, self.options.max_patch_bytes) if isinstance(diff, int) else None
+                made.append(self._one(number, commit, rule or cut, diff if isinstance(diff, bytes) else None))
             rank += len(batch)
             self.texts.prefetch(oid for _, found in made if found for _, _, oid in found.files)
             for record, found in made:

@@ -110,8 +110,10 @@ class _Joiner:
             reasons = iter(large)
             for pull, found in batch:
                 try:
-                    if isinstance(found, Rejected) or (found_large := next(reasons)):
-                        raise found if isinstance(found, Rejected) else found_large
+                    if isinstance(found, Rejected):
+                        raise found
+                    if (reason := next(reasons)) is not None:
+                        raise reason
                     yield self._record(pull, found, next(diffs))
                 except Rejected as error:
                     about = {"id": f"{self.name}#{pull.number}", "repo": self.name}

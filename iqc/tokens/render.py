@@ -21,10 +21,12 @@ Layouts, control tokens in angle brackets:
                 contribution <|file_sep|>{author} {verdict, or "on" and the path}: {hunk and body}\\n, and at last
                 <|file_sep|>{merged, closed or open}<|endoftext|>
 
-A file without text (a binary) is left out, and its change is not in the patch. The stop token is learnt wherever the
+A file without text (a binary) is left out, and its change is not in the patch. A patch is shown without its `index`
+lines: nobody can learn the ids of blobs, and `git apply` does without them. The stop token is learnt wherever the
 text before it is. Records of other kinds are refused by name.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -38,6 +40,8 @@ from iqc.tokens.chat import chat_segments
 from iqc.tokens.segments import Segment, control, text
 from iqc.tokens.sequence import encode_sequence
 from iqc.tokens.tokenizer import Tokenizer
+
+_INDEX = re.compile(r"^index [0-9a-f]+\.\.[0-9a-f]+(?: \d+)?\n", re.MULTILINE)
 
 # The first kind all of whose fields a record has is its kind: what distinguishes comes before what is common.
 KINDS = {
@@ -142,7 +146,7 @@ def _context(record: Record, weight: float) -> list[Segment]:
 
 def _triplet(record: Record, outer: float) -> list[Segment]:
     head = [*_repository(record, outer), *_shown(_files(record["old"], "files"), outer), control("<|file_sep|>", outer)]
-    return [*head, text(_messages(record), outer), text(_string(record, "patch")), control("<|endoftext|>")]
+    return [*head, text(_messages(record), outer), text(_patch(record)), control("<|endoftext|>")]
 
 
 def _commit(record: Record, outer: float) -> list[Segment]:
@@ -208,7 +212,12 @@ def _change(record: Record) -> str:
     """The paths of a change, which are predicted first, and its patch."""
     files = [*_files(record["old"], "files"), *_files(record.get("new"), "files")]
     paths = sorted({_string(file, "path") for file in files})
-    return "".join(f"{path}\n" for path in paths) + "\n" + _string(record, "patch")
+    return "".join(f"{path}\n" for path in paths) + "\n" + _patch(record)
+
+
+def _patch(record: Record) -> str:
+    """No line of a hunk begins with a letter."""
+    return _INDEX.sub("", _string(record, "patch"))
 
 
 def _strings(record: Record, field: str) -> list[str]:

@@ -338,3 +338,9 @@ def test_loss_on_the_change_alone(tok, record):
     assert learnt(record, tok, change_only=True) == expected + "<|endoftext|>"
     for other in ({"id": "d", "text": "a"}, FIM, REPOSITORY):
         assert row_of(other, tok, change_only=True).loss.tolist() == row_of(other, tok).loss.tolist()
+
+
+def test_a_patch_is_shown_without_the_ids_of_blobs():
+    head, hunk = "diff --git a/x b/x\n", "--- a/x\n+++ b/x\n@@ -1 +1 @@\n-index 1..2\n+index abc..def 100644\n"
+    record = TRIPLET | {"patch": f"{head}index {'a' * 40}..{'0' * 40} 100644\n{hunk}"}
+    assert render(record).string().endswith(f"\n\n{head}{hunk}<|endoftext|>")
