@@ -208,7 +208,7 @@ class _Miner:
         if is_bot(commit.author):
             return Rejected("bot", commit.author)
         if rule := reject_message(commit.message, merge=len(commit.parents) > 1):
-            return Rejected(rule, commit.message.partition("\n")[0])
+            return Rejected(rule, commit.message[:200].partition("\n")[0])
         if rejected := _judge_subject(subject_and_body(commit.message)[0]):
             return rejected
         return reject_changes(commit.changes, self.options.max_files)
@@ -286,7 +286,7 @@ def _judge_subject(subject: str) -> Rejected | None:
         if not rules[rule][0] < value < rules[rule][1]:
             return Rejected(rule, value, rules[rule])
     if broken := [rule for rule in rules["bad"] if re.search(rule, subject, re.IGNORECASE)]:
-        return Rejected("subject", subject, broken[0])
+        return Rejected("subject", subject[:200], broken[0])
     return None
 
 

@@ -284,6 +284,7 @@ def _by_bot(note: Note) -> bool:
 
 def _texts(record: Record) -> Iterator[str]:
     """What people wrote in a record."""
+    yield from record["messages"]
     yield record["pull"]["title"]
     yield record["pull"]["body"]
     for issue in record["issues"]:
