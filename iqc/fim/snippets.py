@@ -69,7 +69,7 @@ class Snippets:
         chosen: list[_Window] = []
         left = self._budget
         for window in self._best(query):
-            if left < self._least:
+            if left < self._enough:
                 break
             if (
                 self._size(window) <= left
@@ -107,7 +107,7 @@ class Snippets:
             text = file.get("text")
             if not isinstance(text, str) or len(text) > MAX_FILE or not _is_code(file):
                 continue
-            lines = text.split("\n")
+            lines = text.removesuffix("\n").split("\n")
             for start in range(0, max(1, len(lines) - self._lines + step), step):
                 window = _Window(number, start, "\n".join(lines[start : start + self._lines]))
                 if window.text and not window.text.isspace() and self._size(window) <= self._budget:
@@ -119,8 +119,9 @@ class Snippets:
         return {self._files[window.file]["path"] for window in self._windows}
 
     @cached_property
-    def _least(self) -> int:
-        return min(map(self._size, self._windows))
+    def _enough(self) -> int:
+        """Characters of the budget that are not worth a search: a twentieth, or less than any snippet."""
+        return max(self._budget // 20, min(map(self._size, self._windows)))
 
     @cached_property
     def _ranking(self) -> Ranking:

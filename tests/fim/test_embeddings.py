@@ -108,6 +108,11 @@ def test_a_refusal_is_final(server, status):
         {"data": [{"index": 0, "embedding": [[1.0]]}]},
         {"data": [{"index": 0}]},
         {"data": [{"index": 0, "embedding": [1e999]}]},
+        {"data": [{"index": 0, "embedding": [1e300, 1e300]}]},
+        {"data": [{"index": 0, "embedding": [0.0, 0.0]}]},
+        {"data": [{"index": 0, "embedding": []}]},
+        b"[" * 200_000,
+        b" " * (1 << 21),
         [],
     ],
 )
@@ -116,6 +121,35 @@ def test_an_answer_of_another_form_is_an_error(server, body):
     with pytest.raises(IqcError) as error:
         Endpoint(server.url, "bag").embed(["a"])
     assert error.value.remedy
+
+
+def test_the_key_follows_no_redirect(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    server.planned.append((302, {"Location": server.url.replace("127.0.0.1", "localhost") + "/embeddings"}, b""))
+    with pytest.raises(IqcError, match="302"):
+        Endpoint(server.url, "bag").embed(["a"])
+    assert len(server.asked) == 1
+
+
+def test_an_answer_that_drips_has_a_time_limit():
+    def drip(handler):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(200):
+            if handler.server.closing.wait(0.02):
+                return
+            handler.wfile.write(b" ")
+
+    dripping = ThreadingHTTPServer(("127.0.0.1", 0), type("Drip", (BaseHTTPRequestHandler,), {"handle": drip}))
+    dripping.closing = threading.Event()
+    threading.Thread(target=dripping.serve_forever, args=(0.01,)).start()
+    try:
+        with pytest.raises(IqcError, match="no whole answer within"):
+            url = f"http://127.0.0.1:{dripping.server_port}/v1"
+            Endpoint(url, "bag", timeout=0.2, tries=1).embed(["a"])
+    finally:
+        dripping.closing.set()
+        dripping.shutdown()
+        dripping.server_close()
 
 
 def test_no_server_and_no_address():

@@ -20,13 +20,23 @@ def test_ordinary_source_is_not_suspicious_and_starts_no_process(monkeypatch):
         parse(data, "python", 1)
 
 
-@pytest.mark.parametrize("text", [b"x" * 401, b"{\n" * 301, b"/*\n" * 301, b"a <\n" * 301 + b"}" * 100])
+NAMES = [b"n%d" % (k * 7919 % 100_003) for k in range(1000)]  # packed, they keep half their size
+
+
+@pytest.mark.parametrize(
+    "text", [b"x" * 401, *(b"".join(n + o for n in NAMES[:301]) for o in (b"{\n", b"/*\n", b" <\n"))]
+)
 def test_what_no_hand_writes_is_suspicious(text):
     assert suspicious(text) and not suspicious(text[: len(text) // 2])
 
 
+def test_much_of_the_same_is_suspicious():
+    assert suspicious(b"a=>\n" * 200)
+    assert not suspicious(b"".join(name + b"=>\n" for name in NAMES))
+
+
 def test_what_is_closed_again_is_not_suspicious():
-    assert not suspicious(b"f(\n{[<\n/* */>]})\n" * 1000)
+    assert not suspicious(b"".join(b"f(\n{[<" + name + b"\n/* */>]})\n" for name in NAMES))
 
 
 @pytest.mark.parametrize("text", [b"x = " + b"1 + " * 500 + b"1\n", b"(\n" * 400, b""])
@@ -36,7 +46,13 @@ def test_long_lines_and_open_brackets_are_parsed_if_they_can_be(text):
 
 @pytest.mark.parametrize(
     ("lang", "text"),
-    [("swift", b"/*" * 1000), ("scala", b"a b " * 20_000), ("csharp", b"a<" * 20_000), ("perl", b"`${" * 400)],
+    [
+        ("swift", b"/*" * 1000),
+        ("scala", b"a b " * 20_000),
+        ("csharp", b"a<" * 20_000),
+        ("perl", b"`${" * 400),
+        ("c", b"a=>\n" * 3000),
+    ],
 )
 def test_a_parse_without_end_or_with_a_crash_is_an_error(lang, text):
     with pytest.raises(TimeoutError, match=lang):
