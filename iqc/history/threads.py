@@ -73,12 +73,17 @@ class Thread:
 Threads = dict[int, Thread]
 
 
-def read_export(names: Sequence[str], repositories: Sequence[str], skip_bad: bool = False) -> dict[str, Threads]:
+def read_export(
+    names: Sequence[str],
+    repositories: Sequence[str],
+    skip_bad: bool = False,
+    bad: list[BadRecord] | None = None,
+) -> dict[str, Threads]:
     """The issues and pull requests of each repository, by number, from export files.
 
     A repository is named `owner/name`, as in the export, in any case; a name without owner stands for the only
     repository of that name. BadRecord with file and line for what is not a JSON object, or no object of the layouts,
-    unless `skip_bad`.
+    unless `skip_bad`: then it is added to `bad`, for whoever counts it.
     """
     reader = _Reader(repositories)
     for source in open_inputs(list(names)):
@@ -91,8 +96,11 @@ def read_export(names: Sequence[str], repositories: Sequence[str], skip_bad: boo
                 try:
                     reader.read(parse(line))
                 except BadRecord as error:
+                    placed = BadRecord(error.what, where=f"{source.name}:{number}", remedy=error.remedy)
                     if not skip_bad:
-                        raise BadRecord(error.what, where=f"{source.name}:{number}", remedy=error.remedy) from None
+                        raise placed from None
+                    if bad is not None:
+                        bad.append(placed)
     return reader.found
 
 

@@ -82,7 +82,8 @@ def render(record: Record, *, fim_middle_only: bool = False, change_only: bool =
     """Lays the record out as documented above. The loss is on all of it, as in pre-training, if no option says less.
 
     With `fim_middle_only` the loss of a fim sample is on its middle and its stop token alone. With `change_only` that
-    of a triplet, commit or pull is on what follows its messages: paths, patch, stop token. The tokens stay the same.
+    of a triplet, commit or pull is on what follows its messages: paths, patch, and the token that ends them. The tokens
+    stay the same.
     Raises BadRecord for an unknown kind or a field of a wrong type."""
     kind = kind_of(record)
     if kind == "preference":
@@ -173,11 +174,13 @@ def _pull(record: Record, outer: float) -> list[Segment]:
     title = f"Pull request #{pull.get('number')}: {_string(pull, 'title')}\n{_said(pull, '')}\n"
     out += [*_shown(_files(record["old"], "files"), outer), control("<|file_sep|>", outer), text(title, outer)]
     out.append(text(_change(record)))
+    behind = 1.0  # the first token behind the change is what ends it
     for note in _files(record, "discussion"):
         about = note.get("verdict") or (f"on {note['path']}" if note.get("path") else "")
-        out += [control("<|file_sep|>", outer), text(_said(note, f" {about}" if about else ""), outer)]
+        out += [control("<|file_sep|>", behind), text(_said(note, f" {about}" if about else ""), outer)]
+        behind = outer
     outcome = "merged" if pull.get("merged") else _string(pull, "state")
-    return [*out, control("<|file_sep|>", outer), text(outcome, outer), control("<|endoftext|>")]
+    return [*out, control("<|file_sep|>", behind), text(outcome, outer), control("<|endoftext|>", outer)]
 
 
 _CHANGES: dict[str, Callable[[Record, float], list[Segment]]] = {"triplet": _triplet, "commit": _commit, "pull": _pull}

@@ -9,7 +9,7 @@ import pytest
 
 from iqc.bm25 import Index, words
 from iqc.errors import IqcError
-from iqc.history.build import build_history, life
+from iqc.history.build import Version, build_history, life
 from iqc.history.commits import Options, commits
 from iqc.history.git import Repository
 from iqc.history.life import Line, cut
@@ -201,18 +201,17 @@ def test_merges_and_missing_objects(work, git_apply, state):
     assert kept[-1]["context"]["tree"] == ["README.rst", "gone.py", "m0.py", "m1.py", "m2.py", "other.py", "side.py"]
 
 
-def test_ten_thousand_files_and_a_message_of_control_characters(work):
-    for k in range(100):
-        (work.place / f"d{k}").mkdir()
-        for i in range(100):
-            (work.place / f"d{k}/f{i}.py").write_text(f"value_{k}_{i} = {k}\n")
-    work.commit("Add the first module of all")
-    work.write("d7/f8.py", "value_7_8 = 'needle'\n")
-    work.commit("Set the value\x1b[31m \x02of \x7fd7 \u202eneedle")
-    work.write("d7/f8.py", "value_7_8 = 'other'\n")
-    work.commit("Replace the needle by other")
-    kept, _ = split(commits(work.place))
-    assert kept[0]["messages"] == ["Set the value\x1b[31m \x02of \x7fd7 \u202eneedle"]
+def test_ten_thousand_files_and_a_message_of_control_characters(tmp_path):
+    odd = "Set the value\x1b[31m \x02of \x7fd7 \u202eneedle"
+    files = {f"d{k}/f{i}.py": f"value_{k}_{i} = {k}\n" for k in range(100) for i in range(100)}
+    versions = [
+        Version("Add the first module of all", files),
+        Version(odd, {"d7/f8.py": "value_7_8 = 'needle'\n"}),
+        Version("Replace the needle by other", {"d7/f8.py": "value_7_8 = 'other'\n"}),
+    ]
+    build_history(tmp_path / "large.git", versions)
+    kept, _ = split(commits(tmp_path / "large.git"))
+    assert kept[0]["messages"] == [odd]
     assert kept[1]["context"]["tree"] == sorted(f"d{k}/" for k in range(100))
     assert kept[1]["context"]["files"][0]["path"] == "d7/f8.py"
 

@@ -103,7 +103,7 @@ def follow(repository, moving):
         yield commit
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(history)
 def test_a_state_that_follows_is_one_read_anew(steps):
     with tempfile.TemporaryDirectory() as place:
@@ -123,7 +123,7 @@ def test_a_state_that_follows_is_one_read_anew(steps):
                 assert described(back) == described(anew)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(history, st.randoms(use_true_random=False))
 def test_missing_blobs_do_not_corrupt_the_index(steps, random):
     with tempfile.TemporaryDirectory() as place:

@@ -336,7 +336,9 @@ def test_a_bad_line_is_an_error_with_its_place(repo, export, line, says):
     with pytest.raises(BadRecord, match=says) as caught:
         list(pulls(work.place, options))
     assert caught.value.where == f"{options.export[0]}:3" and caught.value.remedy
-    assert read_export(options.export, ["o/r"], skip_bad=True)["o/r"][1].pull
+    bad = []
+    assert read_export(options.export, ["o/r"], skip_bad=True, bad=bad)["o/r"][1].pull
+    assert [error.where for error in bad] == [f"{options.export[0]}:3"]
 
 
 odd = st.recursive(

@@ -335,7 +335,7 @@ def test_loss_on_the_change_alone(tok, record):
     whole, change = row_of(record, tok), row_of(record, tok, change_only=True)
     assert whole.tokens.tolist() == change.tokens.tolist() and whole.loss[1:].all()
     expected = TRIPLET["patch"] if record is TRIPLET else CHANGE
-    assert learnt(record, tok, change_only=True) == expected + "<|endoftext|>"
+    assert learnt(record, tok, change_only=True) == expected + ("<|file_sep|>" if record is PULL else "<|endoftext|>")
     for other in ({"id": "d", "text": "a"}, FIM, REPOSITORY):
         assert row_of(other, tok, change_only=True).loss.tolist() == row_of(other, tok).loss.tolist()
 
