@@ -84,7 +84,7 @@ def triplets(
     density: Annotated[float, typer.Option("--density", metavar="X", help="Triplets wanted for 100 commits.")] = 2.0,
     horizon: Annotated[
         int,
-        typer.Option("--horizon", metavar="N", min=1, max=10**6, help="Triplets: commits searched for the new state."),
+        typer.Option("--horizon", metavar="N", min=1, max=1000, help="Triplets: commits searched for the new state."),
     ] = 8,
     min_score: Annotated[
         float, typer.Option("--min-score", metavar="X", help="Triplets: a change that scores less is not taken.")

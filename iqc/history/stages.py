@@ -61,7 +61,8 @@ def open_repositories(
 ) -> ItemInput:
     """Parts of repositories as the items of a source stage; a resume compares names, heads and side files.
 
-    With `metadata`, the file of filters.py, repositories are held against the limits. `skip_bad` is for the export.
+    With `metadata`, the file of filters.py, repositories are held against the limits. With `skip_bad` a bad line of the
+    export is an item, not an error.
     """
 
     def listing() -> str:
@@ -74,7 +75,10 @@ def open_repositories(
     def items() -> Iterator[Item]:
         names = [source.name for source in found]
         known = read_metadata(metadata, names) if metadata else {}
-        threads = read_export(options.export, names, skip_bad) if isinstance(options, pulls.Options) else {}
+        bad: list[BadRecord] = []
+        threads = read_export(options.export, names, skip_bad, bad) if isinstance(options, pulls.Options) else {}
+        for line in bad:
+            yield Item(Source("", "export"), line)
         for source in found:
             try:
                 if limits and (dropped := judge(source.path, source.name, known, limits)):

@@ -236,9 +236,12 @@ def test_attributes_have_no_say(started, git_apply, state, tmp_path):
 
 def test_huge_files_are_not_read(started):
     """200 MB of text, made in Git without a copy in memory; the process that mines grows by much less."""
-    chunk = (body(8) * 1000)[:1_000_000].encode()
+    chunk = b"one line like the other\n" * 40_000 + b"x" * 40_000
     with subprocess.Popen(
-        ["git", "fast-import", "--quiet"], cwd=started.place, env=started.env, stdin=subprocess.PIPE
+        ["git", "-c", "core.compression=1", "fast-import", "--quiet"],
+        cwd=started.place,
+        env=started.env,
+        stdin=subprocess.PIPE,
     ) as importer:
         message = b"Add the table of everything\n"
         importer.stdin.write(b"commit refs/heads/main\ncommitter a <a@b> 1700009000 +0000\ndata %d\n" % len(message))
@@ -498,6 +501,16 @@ def test_a_repository_that_cannot_be_read_leaves_the_others(started, new_work, t
     assert len(found) == 2 and len(bad) == 4
     for what, words in zip(bad, ("no commit", "one commit", "cannot list the commits", "not a Git repository")):
         assert words in what
+
+
+def test_bad_lines_of_an_export_are_counted(started, tmp_path):
+    export = tmp_path / "export.jsonl"
+    export.write_text('{"url": "https://api.github.com/repos/o/r/pu\n[]\n')
+    options = stages.pulls.Options(export=(str(export),))
+    found = stages.sources([f"o/r={started.place}"])
+    assert len(run(stages.open_repositories(found, options, skip_bad=True))[1]) == 2
+    with pytest.raises(BadRecord, match=r"export\.jsonl:1"):
+        run(stages.open_repositories(found, options))
 
 
 def test_sections_give_what_one_pass_gives(work, monkeypatch):
