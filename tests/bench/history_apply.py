@@ -23,7 +23,7 @@ DENSE = ["--window", "0-100", "--density", "100", "--min-score", "0"]
 KINDS = {
     "triplet of one commit": [*DENSE, "--horizon", "1"],
     "triplet of up to 8": [*DENSE, "--horizon", "8"],
-    "triplet, dependencies": [*DENSE, "--horizon", "4", "--state", "dependencies"],
+    "triplet, dependencies": ["--window", "20-80", "--density", "12", "--min-score", "0", "--state", "dependencies"],
     "commit": ["--as", "commit", "--no-context"],
 }
 
