@@ -21,6 +21,7 @@ from iqc.history.change import ABSENT, reject_changes
 from iqc.history.git import MissingObject, Repository
 from iqc.history.life import Line, Section, cut, line_of
 from iqc.history.log import SUBMODULE, Change, Commit
+from iqc.history.names import impersonal
 from iqc.history.score import FileChange, reject_message, reject_texts, score, subject_and_body, too_long
 from iqc.history.states import Context, ContextOptions
 from iqc.history.texts import Rejected, Texts, verified_patch
@@ -265,7 +266,7 @@ class _Miner:
             "old": {"commit": start.id, "files": old + context},
             "patch": patch,
             "new": {"commit": end.commit.id, "files": new + context},
-            "messages": end.messages,
+            "messages": [impersonal(message) for message in end.messages],
             "metadata": {
                 "percentile": round(percentile, 4),
                 "commits": self.section.line.commits,
