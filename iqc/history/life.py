@@ -69,7 +69,8 @@ def line_of(repository: Repository, window: tuple[float, float], by: str = "rank
             remedy="take percentiles by rank",
         )
     line = Line(commits, 0, life - 1, birth, death)
-    now, inside = birth, []
+    now = birth
+    inside: list[int] = []  # the first rank in the window, and the last
     for rank, (_, time) in enumerate(repository.line()):
         now = line.clock(now, time)
         if window[0] <= line.percentile(rank, now) <= window[1]:

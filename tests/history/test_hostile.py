@@ -331,7 +331,7 @@ def test_percentiles_by_time(work):
 
 
 @given(st.lists(st.integers(0, 12), min_size=4, max_size=12))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_percentiles_by_time_rise_and_lie_in_the_window(times):
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, "repo")
