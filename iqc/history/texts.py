@@ -121,10 +121,14 @@ def verified_patch(
     """A diff of two commits (`Repository.diff`) as text without its binary files, and the encoding of that text.
 
     Applied to the entries `old` and `context` it gave `new` and `context`; encoded again, it is what `git apply` takes
-    for the files' bytes. `old` and `new` are the files that the diff touches. Rejected by `encodings` or `patch`.
+    for the files' bytes. `old` and `new` are the files that the diff touches; one that is binary on one side loses its
+    text on the other, because it has no part in the patch. Rejected by `encodings` or `patch`.
     """
-    encoding = _common_encoding([*old, *new])
     binary = {file["path"] for side in (old, new) for file in side if file["text"] is None}
+    for file in [*old, *new]:
+        if file["path"] in binary:
+            file["text"] = file["encoding"] = None
+    encoding = _common_encoding([*old, *new])
     try:
         patch = _text_patch(raw, encoding)
         if binary:

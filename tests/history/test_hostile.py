@@ -106,6 +106,22 @@ def test_symbolic_links_of_all_kinds(started, git_apply, state):
     assert targets == {"link.py": "m0.py", "dangling": "no/such/file", "outside": "/etc/passwd"}
 
 
+def test_a_file_that_becomes_binary_has_no_text_on_either_side(started, git_apply, state):
+    for k, (text, data) in enumerate([(body(3), b"\0\1"), (body(4), body(5).encode())]):
+        started.write("turning", data)
+        started.write("m0.py", text)
+        started.commit(f"Turn a file over, for time {k}")
+    started.write("turning", b"\0")
+    started.write("m0.py", body(5))
+    started.commit("Turn the file back again")
+    kept, rules = mine(started.place)
+    assert len(kept) == 4 and not rules
+    for record in kept:
+        assert git_apply(record) == state(record["new"])
+        sides = [file for side in ("old", "new") for file in record[side]["files"] if file["path"] == "turning"]
+        assert all(file["text"] is None and file["encoding"] is None for file in sides)
+
+
 def test_submodules_added_changed_and_removed_are_refused(started):
     work = started
     head = work.git("rev-parse", "HEAD").decode().strip()
