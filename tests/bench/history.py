@@ -1,11 +1,12 @@
 """Mining of histories against a bare loop and PyDriller: `python tests/bench/history.py REPO... --as triplet`.
 
 Work is commits whose changed files were read on both sides, compared and written with their patch. Ours is `iqc
-triplets` at a density at which every commit of the line is a triplet of its own, or one of its other kinds. The peers
-(history_peers.py) get the commits that ours kept, and only those: what ours read and rejected counts against it. Each
-runs on one processor, in turns; seconds are of processors, Git's among them. No ratio is printed unless all wrote the
-same texts of the same files of the same commits. PyDriller leaves merges out and some texts, and
-gets the commits that it reads.
+triplets` at a density at which every commit of the line is a triplet of its own, or one of its other kinds; it judges
+each and drops some, by message before they are read or by what was read. So there are two figures. Of the commits of
+the line: ours goes through it and writes what it keeps, the bare loop and PyDriller write every one (PyDriller none of
+the merges). Of the commits that ours keeps: the bare loop gets only those, and what ours read and dropped counts
+against it. Each runs on one processor, in turns; seconds are of processors, Git's among them. No ratio is printed
+unless the peers have the texts of ours for every commit that ours keeps.
 
 `--memory` measures the most memory of our process on made histories of 2,000 to 200,000 commits instead.
 """
@@ -86,44 +87,51 @@ def peer_covered(path: Path) -> dict[str, bytes]:
     return found
 
 
-def single_parents(repository: Path) -> set[str]:
-    command = ["git", "-C", repository, "rev-list", "--max-parents=1", "HEAD"]
+def first_parents(repository: Path, *limits: str) -> set[str]:
+    """The commits of the line that have a parent."""
+    command = ["git", "-C", repository, "rev-list", "--first-parent", "--min-parents=1", *limits, "HEAD"]
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
 
 def measure(repository: Path, kind: str, repeats: int, with_pydriller: bool, place: Path) -> dict:
-    """Seconds of ours and of the peers, on the commits of one repository that ours keeps."""
+    """Seconds of ours and of the peers over one repository."""
     mine = [*MINE, *KINDS[kind], repository, "-o", place / "ours.zst"]
     timed(mine, cores=1)
-    covered, simple = {}, single_parents(repository)
-    for record in filter(comparable, records(place / "ours.zst")):
-        covered[record["new"]["commit"]] = digest(sides(record))
-        if not pydriller_reads(record):
-            simple.discard(record["new"]["commit"])
-    wanted = {"bare": set(covered), "pydriller": set(covered) & simple}
-    peers = ["bare", "pydriller"] if with_pydriller else ["bare"]
-    for peer in peers:
-        (place / f"{peer}.txt").write_text("\n".join(sorted(wanted[peer])))
-    times: dict[str, list] = {"ours": [], **{peer: [] for peer in peers}}
+    kept, comparable_to = {}, {"bare": set(), "pydriller": set()}
+    for record in records(place / "ours.zst"):
+        commit = record["new"]["commit"]
+        kept[commit] = digest(sides(record))
+        if comparable(record):
+            comparable_to["bare"].add(commit)
+            if pydriller_reads(record):
+                comparable_to["pydriller"].add(commit)
+    line, simple = first_parents(repository), first_parents(repository, "--max-parents=1")
+    peers = {"bare_of_line": line, "bare_of_kept": set(kept), "pydriller_of_line": simple}
+    if not with_pydriller:
+        del peers["pydriller_of_line"]
+    times: dict[str, list] = {"ours": []} | {peer: [] for peer in peers}
     for turn in range(repeats):
         times["ours"].append(timed(mine, cores=1))
-        for peer in peers[: 1 if turn else None]:  # PyDriller is slow: once
-            command = [*PEERS, peer, repository, place / f"{peer}.txt", place / f"{peer}.zst"]
+        for peer, wanted in peers.items():
+            way = peer.partition("_")[0]
+            if way == "pydriller" and turn:
+                continue  # slow: once
+            (place / "wanted.txt").write_text("\n".join(sorted(wanted)))
+            command = [*PEERS, way, repository, place / "wanted.txt", place / "peer.zst"]
             times[peer].append(timed(command, cores=1))
-    for peer in peers:
-        theirs = peer_covered(place / f"{peer}.zst")
-        differing = {commit for commit in wanted[peer] if theirs.get(commit) != covered[commit]}
-        if differing or set(theirs) != wanted[peer]:
-            sys.exit(
-                f"{repository.name}: {peer} has {len(differing)} commits with other files, {sorted(differing)[:3]}"
-            )
-    row: dict = {"repository": repository.name, "kind": kind}
-    row |= {f"{peer}_commits": len(wanted[peer]) for peer in peers}
-    row |= {f"{name}_cpu_seconds": middle(found).cpu for name, found in times.items()}
-    row["ours_commits_per_second"] = len(covered) / row["ours_cpu_seconds"]
-    for peer in peers:
-        row[f"{peer}_commits_per_second"] = len(wanted[peer]) / row[f"{peer}_cpu_seconds"]
-        row[f"ours_against_{peer}"] = row["ours_commits_per_second"] / row[f"{peer}_commits_per_second"]
+            theirs = peer_covered(place / "peer.zst")
+            to_compare = comparable_to[way] & wanted
+            differing = {commit for commit in to_compare if theirs.get(commit) != kept[commit]}
+            if differing or set(theirs) != wanted or not to_compare:
+                sys.exit(f"{repository.name}: {peer} has {len(differing)} commits with other files: no figures")
+    seconds = {name: middle(found).cpu for name, found in times.items()}
+    row: dict = {"repository": repository.name, "kind": kind, "line": len(line), "kept": len(kept)}
+    row |= {f"{name}_cpu_seconds": value for name, value in seconds.items()}
+    row["ours_commits_per_second"] = len(line) / seconds["ours"]
+    for peer, wanted in peers.items():
+        row[f"{peer}_commits_per_second"] = len(wanted) / seconds[peer]
+        ours = len(kept if peer == "bare_of_kept" else line) / seconds["ours"]
+        row[f"against_{peer}"] = ours / row[f"{peer}_commits_per_second"]
     return row
 
 
