@@ -45,7 +45,7 @@ types: (_install "dev")
 
 # One benchmark of tests/bench, with its arguments
 [group('check')]
-bench name *args: (_install "dev")
+bench name *args: (_install "dev,bench")
     python 'tests/bench/{{ name }}.py' {{ args }}
 
 # The options in the manual pages, written anew from the commands
