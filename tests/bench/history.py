@@ -87,10 +87,19 @@ def peer_covered(path: Path) -> dict[str, bytes]:
     return found
 
 
-def first_parents(repository: Path, *limits: str) -> set[str]:
-    """The commits of the line that have a parent."""
-    command = ["git", "-C", repository, "rev-list", "--first-parent", "--min-parents=1", *limits, "HEAD"]
-    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+def line_of(repository: Path) -> tuple[set[str], set[str]]:
+    """The commits of the line that the peers can read, those with a parent and no submodule; and of them no merges."""
+    command = ["git", "-C", repository, "log", "--first-parent", "--diff-merges=first-parent", "--raw", "--no-renames"]
+    told = subprocess.run([*command, "--format=%x01%H %P"], capture_output=True, check=True).stdout
+    line, simple = set(), set()
+    for commit in told.split(b"\x01")[1:]:
+        ids, _, changes = commit.partition(b"\n")
+        name, *parents = ids.decode().split()
+        if parents and b":160000 " not in changes and b" 160000 " not in changes:
+            line.add(name)
+            if len(parents) == 1:
+                simple.add(name)
+    return line, simple
 
 
 def measure(repository: Path, kind: str, repeats: int, with_pydriller: bool, place: Path) -> dict:
@@ -105,7 +114,7 @@ def measure(repository: Path, kind: str, repeats: int, with_pydriller: bool, pla
             comparable_to["bare"].add(commit)
             if pydriller_reads(record):
                 comparable_to["pydriller"].add(commit)
-    line, simple = first_parents(repository), first_parents(repository, "--max-parents=1")
+    line, simple = line_of(repository)
     peers = {"bare_of_line": line, "bare_of_kept": set(kept), "pydriller_of_line": simple}
     if not with_pydriller:
         del peers["pydriller_of_line"]

@@ -34,10 +34,7 @@ def bare(repository: str, wanted: set[str]) -> Iterator[dict]:
             return None
         blobs.stdin.write(f"{oid}\n".encode())
         blobs.stdin.flush()
-        header = blobs.stdout.readline().split()
-        if header[1] == b"missing":
-            return None  # a submodule
-        size = int(header[2])
+        size = int(blobs.stdout.readline().split()[2])
         return blobs.stdout.read(size + 1)[:-1].decode(errors="replace")
 
     def patch(old: str, new: str) -> str:
