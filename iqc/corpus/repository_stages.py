@@ -11,6 +11,7 @@ from iqc.corpus.scores import Scores
 from iqc.corpus.snapshots import Snapshot, is_git, read_commit, read_tree
 from iqc.errors import BadRecord, IqcError, UsageError
 from iqc.history.git import Repository
+from iqc.history.inputs import name_repositories
 from iqc.streams.runner import ItemInput
 from iqc.streams.stage import Dropped, Raw, Record, Transform
 from iqc.tokens.tokenizer import load
@@ -27,19 +28,12 @@ class Source:
 
 
 def sources(inputs: Sequence[str], revision: str) -> list[Source]:
-    """NAME=DIR, or DIR by its last name. UsageError: not a directory, or two of one name (their ids would be equal)."""
-    found: dict[str, Source] = {}
-    for given in inputs:
-        name, _, path = given.partition("=") if "=" in given and not Path(given).exists() else ("", "", given)
+    """The INPUTs of the command, [NAME=]DIR. UsageError: one is not a directory."""
+    found = name_repositories(inputs)
+    for path in found.values():
         if not Path(path).is_dir():
-            raise UsageError(f"{given} is no directory", remedy="name source trees or git repositories: [NAME=]DIR")
-        name = name or Path(path).resolve().name.removesuffix(".git")
-        if not name.isprintable():  # nor is what is no UTF-8
-            raise UsageError(f"{given!a} is no name for records", remedy="give one as NAME=DIR")
-        if name in found:
-            raise UsageError(f"{found[name].path} and {path} are both {name}", remedy=f"give one as OTHER={path}")
-        found[name] = Source(path, name, revision)
-    return list(found.values())
+            raise UsageError(f"{path} is no directory", remedy="name source trees or git repositories: [NAME=]DIR")
+    return [Source(path, name, revision) for name, path in found.items()]
 
 
 def ranked(found: Sequence[Source], scores: dict[str, Scores]) -> list[Source]:

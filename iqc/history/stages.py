@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from iqc.errors import BadRecord, IqcError, UsageError
+from iqc.errors import BadRecord, IqcError
 from iqc.history import commits, pulls, triplets
 from iqc.history.filters import Limits, judge, read_metadata
 from iqc.history.git import Repository
+from iqc.history.inputs import name_repositories
 from iqc.history.life import Section, cut
 from iqc.history.threads import Threads, read_export
 from iqc.streams.runner import ItemInput
@@ -41,15 +42,8 @@ class Item:
 
 
 def sources(inputs: Sequence[str]) -> list[Source]:
-    """NAME=DIR, or DIR by its last name. UsageError for two of one name: the ids of their records would be equal."""
-    found: dict[str, Source] = {}
-    for given in inputs:
-        name, _, path = given.partition("=") if "=" in given and not Path(given).exists() else ("", "", given)
-        name = name or Path(path).resolve().name.removesuffix(".git")
-        if name in found:
-            raise UsageError(f"{found[name].path} and {path} are both {name}", remedy=f"give one as OTHER={path}")
-        found[name] = Source(path, name)
-    return list(found.values())
+    """The INPUTs of the command, [NAME=]DIR."""
+    return [Source(path, name) for name, path in name_repositories(inputs).items()]
 
 
 def open_repositories(
