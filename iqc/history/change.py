@@ -11,6 +11,7 @@ from iqc.history.log import SUBMODULE, Change
 from iqc.history.score import FileChange, reject_paths, reject_texts
 from iqc.history.texts import Rejected, Texts, verified_patch
 from iqc.streams.stage import Record
+from iqc.syntax.languages import language_of
 
 _COMPARED_FILES = 1000  # of a change that Git is asked to compare
 _COMPARED_BYTES = 1 << 24  # of their two sides
@@ -57,10 +58,19 @@ def unwritable(path: str) -> bool:
     return any(part in ("", ".", "..") or _DOT_GIT.match(part) for part in parts)
 
 
+def writable(raw: bytes) -> str | None:
+    """A path that a record may have: text, inside its directory, outside of any `.git`; None for another."""
+    try:
+        path = raw.decode()
+    except UnicodeDecodeError:
+        return None
+    return None if unwritable(path) else path
+
+
 def blobs_of(changes: Sequence[Change]) -> list[str]:
     """What has to be read of a change, for `Texts.prefetch`."""
     sides = [side for c in changes for side in ((c.old_mode, c.old), (c.new_mode, c.new))]
-    return [oid for mode, oid in sides if mode != ABSENT]
+    return [oid for mode, oid in sides if mode not in (ABSENT, SUBMODULE)]
 
 
 def incomparable(
@@ -91,19 +101,26 @@ def _large(changes: Sequence[Change], sizes: list[int | MissingObject], max_file
 
 def read_change(texts: Texts, changes: Sequence[Change], diff: bytes, max_patch_bytes: int) -> Whole:
     """The change whose `diff` Git made; Rejected by what its files and its patch are."""
-    judged, old, new = [], [], []
-    for change in changes:
-        path = change.path.decode()
-        was = now = None
-        if change.old_mode != ABSENT:
-            old.append(was := texts.entry(path, change.old_mode, change.old))
-        if change.new_mode != ABSENT:
-            new.append(now := texts.entry(path, change.new_mode, change.new))
-        lang = (now or was or {})["lang"]
-        judged.append(FileChange(path, was["text"] if was else None, now["text"] if now else None, lang))
+    judged = [file_change(texts, change) for change in changes]
     if rule := reject_texts(judged):
         raise Rejected(rule, len(judged))
     if len(diff) > max_patch_bytes:
         raise Rejected("patch_bytes", len(diff), max_patch_bytes)
+    old, new = entries(texts, changes)
     patch, encoding = verified_patch(diff, old, new)
     return Whole(old, patch, new, encoding, sum(one.old is None and one.new is None for one in judged))
+
+
+def file_change(texts: Texts, change: Change) -> FileChange:
+    """What a change is judged by; Rejected when a side cannot be read."""
+    path = change.path.decode()
+    old = texts.read(change.old)[0] if change.old_mode != ABSENT else None
+    new = texts.read(change.new)[0] if change.new_mode != ABSENT else None
+    return FileChange(path, old, new, language_of(path, new if change.new_mode != ABSENT else old))
+
+
+def entries(texts: Texts, changes: Sequence[Change]) -> tuple[list[Record], list[Record]]:
+    """The files of both sides, without those that are absent; Rejected when one cannot be read."""
+    old = [texts.entry(c.path.decode(), c.old_mode, c.old) for c in changes if c.old_mode != ABSENT]
+    new = [texts.entry(c.path.decode(), c.new_mode, c.new) for c in changes if c.new_mode != ABSENT]
+    return old, new

@@ -30,7 +30,8 @@ from iqc.errors import IqcError, UsageError
 from iqc.history.change import blobs_of, incomparable, read_change, reject_changes
 from iqc.history.context import State
 from iqc.history.git import Repository
-from iqc.history.life import Line, Section, cut
+from iqc.history.inputs import name_of
+from iqc.history.life import Line, Section, check_window, cut
 from iqc.history.listing import Listing
 from iqc.history.log import Commit
 from iqc.history.names import impersonal
@@ -79,8 +80,7 @@ class Options:
     encodings: tuple[str, ...] = ("utf-8",)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.window[0] < self.window[1] <= 1:
-            raise UsageError(f"the window of percentiles is {self.window}", remedy="give two rising shares from 0 to 1")
+        check_window(self.window)
         if self.changed not in ("keep", "drop"):
             raise UsageError(f"changed files: {self.changed}", remedy="keep or drop")
 
@@ -129,7 +129,7 @@ class _Miner:
     state: State | None = None  # without context there is none
 
     def __post_init__(self) -> None:
-        self.name = self.options.name or Path(self.repository.path).resolve().name.removesuffix(".git")
+        self.name = self.options.name or name_of(self.repository.path)
         self.texts = Texts(self.repository, self.options.max_file_bytes, self.options.encodings)
         if self.options.context:
             self.state = self.states.get(self.repository.path) or State(

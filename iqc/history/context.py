@@ -16,15 +16,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from iqc.bm25 import Index, words
-from iqc.history.change import ABSENT, unwritable
+from iqc.history.change import ABSENT, writable
 from iqc.history.git import Repository
 from iqc.history.listing import Listing
 from iqc.history.log import Change, Commit
 from iqc.history.patch import headers
 from iqc.history.score import path_is
+from iqc.history.texts import is_binary
 
 _REGULAR = ("100644", "100755")
-_BINARY_PREFIX = 8000  # bytes that Git looks at for a NUL (xdiff-interface.c, FIRST_FEW_BYTES)
 _REMOVED = re.compile(rb"\n-(.*)")
 _ADDED = re.compile(rb"\n\+(.*)")
 _NO_NEWLINE = re.compile(rb"\n([-+]).*(?=\n\\)")
@@ -66,7 +66,7 @@ class State:
         """
         found = {}
         for entry in self.repository.tree(commit) if commit else ():
-            if (path := _path(entry.path)) is not None:
+            if (path := writable(entry.path)) is not None:
                 found[path] = (entry.mode, entry.oid)
         self._forget([path for path in self.files if path not in found])
         now = {path: (file.mode, file.oid) for path, file in self.files.items()}
@@ -75,7 +75,7 @@ class State:
 
     def advance(self, commit: Commit, diff: bytes | None) -> None:
         """Become the state after a commit, by its diff to the state before; None: the diff could not be made."""
-        changes = [(path, change) for change in commit.changes if (path := _path(change.path)) is not None]
+        changes = [(path, change) for change in commit.changes if (path := writable(change.path)) is not None]
         if diff is None or not all(self._agrees(path, change) for path, change in changes):
             again = {path for path, _ in changes}
         else:
@@ -147,7 +147,7 @@ class State:
         self._leave(files)
         files = [file for file in files if file.mode in _REGULAR and wanted(file.path)]
         for file, data in zip(files, self.repository.blobs([file.oid for file in files], self.max_bytes)):
-            if isinstance(data, bytes) and b"\0" not in data[:_BINARY_PREFIX]:
+            if isinstance(data, bytes) and not is_binary(data):
                 file.size = len(data)
                 self.index.add(file, _count(data))
 
@@ -194,19 +194,10 @@ def _sections(diff: bytes) -> Iterator[_Section]:
         head, hunks = (part[:start], part[start:]) if start >= 0 else (part, b"")
         lines = f"diff --git {head.decode(errors='surrogateescape')}".rstrip("\n").split("\n")
         old, new, mode, _ = headers(lines)
-        named = all(_path(side.encode(errors="surrogateescape")) for side in (old, new) if side is not None)
+        named = all(writable(side.encode(errors="surrogateescape")) for side in (old, new) if side is not None)
         opaque = not named or (start < 0 and any(line.startswith("Binary files ") for line in lines))
         yield _Section(old, new, mode, opaque, hunks)
 
 
 def _count(data: bytes) -> Counter[str]:
     return Counter(words(data.decode(errors="replace")))
-
-
-def _path(raw: bytes) -> str | None:
-    """A path that the state knows; None for one that is not UTF-8 or that no patch may name."""
-    try:
-        path = raw.decode()
-    except UnicodeDecodeError:
-        return None
-    return None if unwritable(path) else path

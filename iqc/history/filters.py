@@ -19,8 +19,9 @@ from datetime import UTC, datetime
 from os import PathLike
 from typing import Any
 
-from iqc.errors import BadRecord, UsageError
+from iqc.errors import BadRecord
 from iqc.history.git import Repository
+from iqc.history.inputs import Asked
 from iqc.streams.reader import open_inputs
 from iqc.streams.stage import Dropped, Record
 from iqc.streams.worker import parse
@@ -53,30 +54,16 @@ def read_metadata(path: str, names: Iterable[str]) -> Metadata:
 
     A name without owner is the only repository of that name in the file. BadRecord names file and line.
     """
-    wanted = {name.lower() for name in names}
-    owners: dict[str, str] = {}  # of names without one, as they are met
+    asked = Asked(names)
     found: Metadata = {}
     (source,) = open_inputs([path])
-    number = 0
-    for chunk in source.chunks():
-        for line in chunk.lines():
-            number += 1
-            if not line or line.isspace():
-                continue
-            try:
-                name, numbers = _row(parse(line))
-            except BadRecord as error:
-                raise BadRecord(error.what, where=f"{path}:{number}", remedy=error.remedy) from None
-            owner, _, short = name.rpartition("/")
-            if name in wanted:
-                found[name] = numbers
-            elif short in wanted:
-                if owners.setdefault(short, owner) != owner:
-                    raise UsageError(
-                        f"{path} has {owners[short]}/{short} and {name}, where {short} is asked for",
-                        remedy="name the repository with its owner, --name OWNER/NAME",
-                    )
-                found[short] = numbers
+    for number, line in source.numbered_lines():
+        try:
+            full_name, numbers = _row(parse(line))
+        except BadRecord as error:
+            raise BadRecord(error.what, where=f"{path}:{number}", remedy=error.remedy) from None
+        if name := asked.find(full_name, path):
+            found[name.lower()] = numbers
     return found
 
 

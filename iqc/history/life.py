@@ -10,8 +10,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import ceil, floor
 
-from iqc.errors import IqcError
+from iqc.errors import IqcError, UsageError
 from iqc.history.git import Repository
+
+
+def check_window(window: tuple[float, float]) -> None:
+    """UsageError unless these are two rising shares of a life."""
+    if not 0 <= window[0] < window[1] <= 1:
+        raise UsageError(f"the window of percentiles is {window}", remedy="give two rising shares from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)

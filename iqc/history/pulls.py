@@ -19,12 +19,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from os import PathLike
-from pathlib import Path
 
 from iqc.errors import IqcError
 from iqc.history.change import Whole, blobs_of, incomparable, read_change, reject_changes
 from iqc.history.commits import is_bot
 from iqc.history.git import MissingObject, Repository
+from iqc.history.inputs import name_of
 from iqc.history.log import Change, Commit
 from iqc.history.names import Names
 from iqc.history.score import subject_and_body
@@ -65,7 +65,7 @@ def pulls(path: str | PathLike[str], options: Options, threads: Threads | None =
     `threads` is what `read_export` found of this repository; without it, the export is read here. BadRecord with file
     and line for what is wrong in it; IqcError by name: not a repository, no commits, shallow.
     """
-    name = options.name or Path(path).resolve().name.removesuffix(".git")
+    name = options.name or name_of(path)
     if threads is None:
         threads = read_export(options.export, [name])[name]
     with Repository(path) as repository:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from iqc.errors import UsageError
-from iqc.history.change import unwritable
+from iqc.history.change import writable
 from iqc.history.git import MissingObject, Repository
 from iqc.history.log import SUBMODULE, Change, TreeEntry
 from iqc.history.texts import Rejected, Texts
@@ -74,7 +74,7 @@ class Context:
         return tree
 
     def _imported(self, tree: list[TreeEntry], old: list[Record], new: list[Record]) -> list[TreeEntry]:
-        found = {path: entry for entry in tree if (path := _text(entry.path)) and entry.mode != SUBMODULE}
+        found = {path: entry for entry in tree if (path := writable(entry.path)) and entry.mode != SUBMODULE}
         importers = Counter[str]()
         for side in (old, new):
             touched = {file["path"]: file for file in side}
@@ -112,7 +112,7 @@ class Context:
                 yield entry
 
     def _entry(self, entry: TreeEntry) -> Record:
-        path = _text(entry.path)
+        path = writable(entry.path)
         if path is None:
             raise Rejected("path", repr(entry.path))
         if entry.mode != SUBMODULE:
@@ -122,14 +122,6 @@ class Context:
                 if rejected.rule == "missing_object":
                     raise
         return {"path": path, "text": None, "lang": language_of(path), "mode": entry.mode, "encoding": None}
-
-
-def _text(path: bytes) -> str | None:
-    """A path that can be in a record: text, inside its directory, outside of any `.git`."""
-    try:
-        return None if unwritable(path.decode()) else path.decode()
-    except UnicodeDecodeError:
-        return None
 
 
 def _data(file: Record) -> bytes | None:

@@ -19,12 +19,15 @@ from iqc.syntax.languages import language_of
 _BINARY_PREFIX = 8000  # bytes that Git looks at for a NUL (xdiff-interface.c, FIRST_FEW_BYTES)
 # PEP 263, and the same in the modelines of Emacs and Vim; the encoding of an XML declaration
 _DECLARED = re.compile(rb"coding[:=][ \t]*([-\w.]+)|<\?xml[^>]*encoding=[\"']([-\w.]+)[\"']")
-_CACHED = (
-    16_000_000  # characters of texts that are kept, because the new side of a commit is an old side of a later one
-)
-
+# Characters of texts that are kept, because the new side of a commit is an old side of a later one.
+_CACHED = 16_000_000
 
 _Text = tuple[str | None, str | None]
+
+
+def is_binary(data: bytes) -> bool:
+    """By Git's own rule: a NUL near the beginning."""
+    return b"\0" in data[:_BINARY_PREFIX]
 
 
 class Rejected(Exception):
@@ -76,7 +79,7 @@ class Texts:
             return Rejected("missing_object", data.what)
         if isinstance(data, int):
             return Rejected("file_bytes", data, self.max_bytes)
-        if b"\0" in data[:_BINARY_PREFIX]:
+        if is_binary(data):
             return None, None
         return self._decode(oid, data)
 

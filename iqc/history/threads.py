@@ -17,7 +17,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from iqc.errors import BadRecord, UsageError
+from iqc.errors import BadRecord
+from iqc.history.inputs import Asked
 from iqc.streams.reader import open_inputs
 from iqc.streams.worker import parse
 
@@ -87,28 +88,22 @@ def read_export(
     """
     reader = _Reader(repositories)
     for source in open_inputs(list(names)):
-        number = 0
-        for chunk in source.chunks():
-            for line in chunk.lines():
-                number += 1
-                if not line or line.isspace():
-                    continue
-                try:
-                    reader.read(parse(line))
-                except BadRecord as error:
-                    placed = BadRecord(error.what, where=f"{source.name}:{number}", remedy=error.remedy)
-                    if not skip_bad:
-                        raise placed from None
-                    if bad is not None:
-                        bad.append(placed)
+        for number, line in source.numbered_lines():
+            try:
+                reader.read(parse(line))
+            except BadRecord as error:
+                placed = BadRecord(error.what, where=f"{source.name}:{number}", remedy=error.remedy)
+                if not skip_bad:
+                    raise placed from None
+                if bad is not None:
+                    bad.append(placed)
     return reader.found
 
 
 class _Reader:
     def __init__(self, repositories: Sequence[str]):
         self.found: dict[str, Threads] = {name: {} for name in repositories}
-        self._by_name = {name.lower(): name for name in repositories}
-        self._owners: dict[str, str] = {}  # of names that were given without one: the owner that was met
+        self._asked = Asked(repositories)
 
     def read(self, record: dict[str, Any]) -> None:
         if isinstance(record.get("type"), str) and isinstance(record.get("payload"), dict):
@@ -118,18 +113,8 @@ class _Reader:
 
     def _threads(self, full_name: str) -> Threads | None:
         """What is kept of a repository; None when nobody asked for it."""
-        lower = full_name.lower()
-        if lower in self._by_name:
-            return self.found[self._by_name[lower]]
-        owner, _, short = lower.rpartition("/")
-        if short not in self._by_name:
-            return None
-        if self._owners.setdefault(short, owner) != owner:
-            raise UsageError(
-                f"the export has {full_name} and {self._owners[short]}/{short} are where {short} is asked for",
-                remedy="name the repository with its owner, --name OWNER/NAME",
-            )
-        return self.found[self._by_name[short]]
+        name = self._asked.find(full_name, "the export")
+        return self.found[name] if name else None
 
     def _event(self, event: dict[str, Any]) -> None:
         kind, payload = event["type"], event["payload"]

@@ -13,20 +13,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from os import PathLike
-from pathlib import Path
 from random import Random
 
 from iqc.errors import IqcError, UsageError
-from iqc.history.change import ABSENT, reject_changes
+from iqc.history.change import blobs_of, entries, file_change, reject_changes
 from iqc.history.git import MissingObject, Repository
-from iqc.history.life import Line, Section, cut, line_of
-from iqc.history.log import SUBMODULE, Change, Commit
+from iqc.history.inputs import name_of
+from iqc.history.life import Line, Section, check_window, cut, line_of
+from iqc.history.log import Change, Commit
 from iqc.history.names import impersonal
 from iqc.history.score import FileChange, reject_message, reject_texts, score, subject_and_body, too_long
 from iqc.history.states import Context, ContextOptions
 from iqc.history.texts import Rejected, Texts, verified_patch
 from iqc.streams.stage import Dropped, Record, rng
-from iqc.syntax.languages import language_of
 
 _AHEAD = 32  # commits
 _STRETCHES = 256  # in a section: what one worker does at a time, and holds the records of
@@ -61,8 +60,7 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.window[0] < self.window[1] <= 1:
-            raise UsageError(f"the window of percentiles is {self.window}", remedy="give two rising shares from 0 to 1")
+        check_window(self.window)
         if self.horizon < 1 or self.density <= 0:
             raise UsageError(
                 f"horizon {self.horizon}, density {self.density}",
@@ -139,7 +137,7 @@ class _Miner:
     context: Context = field(init=False)
 
     def __post_init__(self) -> None:
-        self.name = self.options.name or Path(self.repository.path).resolve().name.removesuffix(".git")
+        self.name = self.options.name or name_of(self.repository.path)
         self.texts = Texts(self.repository, self.options.max_file_bytes, self.options.encodings)
         self.context = Context(self.repository, self.texts, self.options.context)
 
@@ -185,7 +183,7 @@ class _Miner:
         held.extend(fresh)
         if every:
             small = (commit.changes for commit in fresh if len(commit.changes) <= self.options.max_files)
-            self.texts.prefetch(oid for changes in small for change in changes for oid in _blobs(change))
+            self.texts.prefetch(oid for changes in small for oid in blobs_of(changes))
 
     def _starts(self) -> Iterator[tuple[int, int, Random]]:
         """The stretches of the section, as first and last rank, each with its own generator."""
@@ -218,7 +216,7 @@ class _Miner:
                 yield self._dropped(start, commit, rejected)
                 if commit.damage:
                     break
-        self.texts.prefetch(oid for end in ends for change in end.changes for oid in _blobs(change))
+        self.texts.prefetch(oid for end in ends for oid in blobs_of(end.changes))
         judged: dict[Change, FileChange] = {}
         for end in ends:
             try:
@@ -239,11 +237,7 @@ class _Miner:
     def _judge(self, end: _End, judged: dict[Change, FileChange]) -> None:
         for change in end.changes:
             if change not in judged:
-                path = change.path.decode()
-                old = self.texts.read(change.old)[0] if change.old_mode != ABSENT else None
-                new = self.texts.read(change.new)[0] if change.new_mode != ABSENT else None
-                lang = language_of(path, new if change.new_mode != ABSENT else old)
-                judged[change] = FileChange(path, old, new, lang)
+                judged[change] = file_change(self.texts, change)
         files = [judged[change] for change in end.changes]
         if rule := reject_texts(files):
             raise Rejected(rule, len(files))
@@ -252,8 +246,7 @@ class _Miner:
             raise Rejected("score", end.score, self.options.min_score)
 
     def _triplet(self, start: Commit, percentile: float, end: _End) -> Record:
-        old = [self.texts.entry(c.path.decode(), c.old_mode, c.old) for c in end.changes if c.old_mode != ABSENT]
-        new = [self.texts.entry(c.path.decode(), c.new_mode, c.new) for c in end.changes if c.new_mode != ABSENT]
+        old, new = entries(self.texts, end.changes)
         context = self.context.of(start.id, end.changes, old, new)
         try:
             raw = self.repository.diff(start.id, end.commit.id)
@@ -293,9 +286,3 @@ class _Miner:
         if parts:
             record["score_parts"] = parts
         return Dropped(record, f"triplets.{rejected.rule}", rejected.value, rejected.threshold)
-
-
-def _blobs(change: Change) -> list[str]:
-    """The ids of the sides that are files."""
-    sides = ((change.old_mode, change.old), (change.new_mode, change.new))
-    return [oid for mode, oid in sides if mode not in (ABSENT, SUBMODULE)]

@@ -105,6 +105,15 @@ class Source:
         self.prepared = True
         return self.digest.text()
 
+    def numbered_lines(self) -> Iterator[tuple[int, bytes]]:
+        """The lines, numbered from 1, less the blank ones: for a file that is read beside a stage's input."""
+        number = 0
+        for chunk in self.chunks():
+            for line in chunk.lines():
+                number += 1
+                if line and not line.isspace():
+                    yield number, line
+
     def add(self, records: int, line_digests: bytes) -> None:
         """What a worker found in one of its chunks."""
         if not self.prepared:
