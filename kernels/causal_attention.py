@@ -1,9 +1,9 @@
 """Causal attention over packed documents: PyTorch's own on a CPU, the fastest installed kernels on a GPU.
 
 On a GPU forward and backward are also functions of their own, because the loop's attention mixes a second branch in
-between. Rows that hold one document each go to cuDNN, the fastest that PyTorch brings (Hopper); packed rows, and runs
-under torch.use_deterministic_algorithms, go to FlashAttention-2, which takes document offsets and can sum in a fixed
-order. (PyTorch 2.11's way into cuDNN with offsets takes far longer, and its gradients were wrong with grouped heads.)
+between. Rows that hold one document each go to cuDNN, the fastest that PyTorch brings (Hopper); of packed rows the long
+documents do (iqc.kernels.packed_attention). The rest, and runs under torch.use_deterministic_algorithms, go to
+FlashAttention-2, which takes document offsets and can sum in a fixed order.
 
 Tensors are laid out [batch, tokens, heads, head size], as projections leave them. Scores are scaled by 1/sqrt(head
 size); query head h reads key/value head h // (query heads / key heads).
@@ -18,9 +18,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from iqc.kernels.documents import Documents
-
-aten = torch.ops.aten
-State = tuple[Tensor, ...]  # what a library's backward wants of its forward besides output and log-sum-exp
+from iqc.kernels.packed_attention import (
+    cudnn_backward,
+    cudnn_forward,
+    flash_backward,
+    flash_forward,
+    packed_backward,
+    packed_forward,
+)
 
 
 class Unsupported(ValueError):
@@ -59,57 +64,50 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> T
     return out.transpose(1, 2)
 
 
-def library_forward(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> tuple[Tensor, Tensor, State]:
-    """Output [B, T, H, D], the scores' log-sum-exp (natural, float32 [rows, H, row length]) and the library's state.
+def library_forward(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> tuple[Tensor, Tensor]:
+    """Output [B, T, H, D] and the scores' log-sum-exp (natural, float32 [rows, H, row length]).
 
-    For cuDNN a row is a row of the batch; for FlashAttention with offsets the whole batch is one row.
+    A row is a row of the batch where each holds one document; otherwise the whole batch is one row.
     """
-    if documents.whole and not torch.are_deterministic_algorithms_enabled():
-        made = aten._scaled_dot_product_cudnn_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, True, 0.0, True, False
-        )
-        return made[0].transpose(1, 2), made[1][..., 0], (made[6], made[7])
-    edges, longest = documents.offsets
-    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    out, lse, *_ = aten._flash_attention_forward(q, k, v, edges, edges, longest, longest, 0.0, True, False)
-    return out.view(*documents.starts.shape, *out.shape[1:]), lse[None], ()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if documents.whole and not deterministic:
+        return cudnn_forward(q, k, v)
+    flat = (x.flatten(0, 1) for x in (q, k, v))
+    out, lse = flash_forward(*flat, *documents.offsets) if deterministic else packed_forward(*flat, documents)
+    return out.view_as(q), lse[None]
 
 
 def library_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, state: State, documents: Documents
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, documents: Documents
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v. All of [B, T, H or K, D] contiguous, `lse` and `state` as `library_forward` gave them.
+    """Gradients of q, k and v. All of [B, T, H or K, D] contiguous, `lse` as `library_forward` gave it, in one mode.
 
     The probabilities are exp(score - lse), and the gradient of the scores is their product with <grad, v> - <grad,
     out>: so `lse - log(g)` gives the gradients of g * output for a number g per token and head, with `grad` itself
     unscaled.
     """
-    if state:
-        heads_first = (x.transpose(1, 2) for x in (grad, q, k, v, out))
-        made = aten._scaled_dot_product_cudnn_attention_backward(
-            *heads_first, lse[..., None], *state, None, None, None, q.shape[1], k.shape[1], 0.0, True
-        )
-        return tuple(x.transpose(1, 2) for x in made)
-    edges, longest = documents.offsets
-    random = torch.zeros(2, dtype=torch.uint64, device=q.device)  # no dropout
-    made = aten._flash_attention_backward(
-        *(x.flatten(0, 1) for x in (grad, q, k, v, out)),
-        lse[0], edges, edges, longest, longest, 0.0, True, random, q.new_empty(0),
-    )  # fmt: skip
-    return tuple(x.view(*documents.starts.shape, *x.shape[1:]) for x in made)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if documents.whole and not deterministic:
+        return cudnn_backward(grad, q, k, v, out, lse)
+    flat = [x.flatten(0, 1) for x in (grad, q, k, v, out)]
+    made = (
+        flash_backward(*flat, lse[0], *documents.offsets)
+        if deterministic
+        else packed_backward(*flat, lse[0], documents)
+    )
+    return tuple(x.view_as(of) for x, of in zip(made, (q, k, v)))
 
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        out, lse, state = library_forward(q, k, v, documents)
-        ctx.save_for_backward(q, k, v, out, lse, *state)
+        out, lse = library_forward(q, k, v, documents)
+        ctx.save_for_backward(q, k, v, out.contiguous(), lse)
         ctx.documents = documents
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        q, k, v, out, lse, *state = ctx.saved_tensors
-        return *library_backward(grad.contiguous(), q, k, v, out, lse, tuple(state), ctx.documents), None
+        return *library_backward(grad.contiguous(), *ctx.saved_tensors, ctx.documents), None

@@ -5,11 +5,23 @@ A token sees an unbroken run of earlier tokens of its row: from the start of its
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+@dataclass(slots=True, frozen=True)
+class Part:
+    """Some documents of a batch: `tokens` int64 [n], where in the rows end to end; `edges` int32 [documents + 1], where
+    each begins among those n; and the length of the longest."""
+
+    tokens: Tensor
+    edges: Tensor
+    longest: int
 
 
 class Documents:
@@ -23,6 +35,7 @@ class Documents:
     def __init__(self, starts: Tensor, real: Tensor | None, whole: bool):
         self.starts, self.real, self.whole = starts, real, whole
         self._masks: dict[int | None, Tensor] = {}
+        self._splits: dict[int, tuple[list[tuple[int, int]], Part | None]] = {}
 
     @classmethod
     def from_lengths(
@@ -77,6 +90,23 @@ class Documents:
         begins = own.flatten().nonzero()[:, 0].int()
         edges = torch.cat([begins, begins.new_tensor([rows * width])])
         return edges, int(edges.diff().max())
+
+    def split(self, least: int) -> tuple[list[tuple[int, int]], Part | None]:
+        """Documents of at least `least` tokens as (start, length) in the rows laid end to end; the others, if any are
+        left. (Without a long one, `offsets` has them all.)"""
+        if least not in self._splits:
+            edges = self.offsets[0].tolist()
+            spans = [(start, end - start) for start, end in pairwise(edges)]
+            long = [span for span in spans if span[1] >= least]
+            short = [span for span in spans if span[1] < least]
+            part = None
+            if long and short:
+                tokens = torch.cat([torch.arange(start, start + size) for start, size in short])
+                ends = torch.tensor([0, *(size for _, size in short)]).cumsum(0)
+                device = self.starts.device
+                part = Part(tokens.to(device), ends.int().to(device), max(size for _, size in short))
+            self._splits[least] = long, part
+        return self._splits[least]
 
     def causal_mask(self) -> Tensor:
         """bool [B, 1, T, T], true where the query (row) sees the key (column)."""

@@ -5,6 +5,8 @@ shares one key head, so it reads their window of keys and values once: the KEYS 
 power of two) that end with the block, in one tile and with one softmax. The gate's products with q and with its
 gradient go through the matrix units too, as one more narrow operand, because a sum over the head size in registers
 costs as much as the attention. The global branch's values are the product's starting value, not an addition after it.
+A tile is waited for where it is asked for, so what comes by ordinary loads (numbers a row, the global branch's output)
+is asked for before the tiles and is under way meanwhile.
 
 Sums run in a fixed order: no atomics, results are the same bits each time. On a CPU, and in the tests of CI, the same
 code runs in Triton's interpreter.
@@ -55,6 +57,12 @@ def _per_head(row, h, length, HEADS: tl.constexpr):
 
 
 @triton.jit
+def _tile(row, h, HEADS: tl.constexpr, SIZE: tl.constexpr):
+    """Offsets of a head's tile of these rows in [tokens, heads * head size]."""
+    return row[:, None].to(tl.int64) * (HEADS * SIZE) + h * SIZE + tl.arange(0, SIZE)[None, :]
+
+
+@triton.jit
 def _gate_weights(WEIGHT, kv, GROUP: tl.constexpr, PAD: tl.constexpr, SIZE: tl.constexpr):
     """[PAD, SIZE]: the gates' weights of the heads of one group, zeros below."""
     g = tl.arange(0, PAD)[:, None]
@@ -77,24 +85,27 @@ def _forward(
     weights = _gate_weights(WEIGHT, kv, GROUP, PAD, SIZE)
     for g in tl.range(0, GROUP, num_stages=1):
         h = kv * GROUP + g
-        q = Q.load([first, h * SIZE])
+        at = _per_head(row, h, length, HEADS)
         start = tl.load(START + row, mask=live, other=0)
+        far_lse = tl.load(FAR_LSE + at, mask=live, other=0.0)
+        bias = tl.load(BIAS + h)
+        far = tl.load(FAR + _tile(row, h, HEADS, SIZE), mask=live[:, None], other=0.0)
+        q = Q.load([first, h * SIZE])
         score = tl.dot(q, k.T, input_precision="ieee") * (scale * LOG2E)
         score = tl.where(_seen(key[None, :], row[:, None], start[:, None], WINDOW), score, float("-inf"))
         top = tl.max(score, 1)
         p = tl.exp2(score - top[:, None])
         total = tl.sum(p, 1)
         logits = tl.dot(q, weights.T, input_precision="ieee")  # of all heads of the group; this head's is column g
-        logit = tl.sum(tl.where(tl.arange(0, PAD)[None, :] == g, logits, 0.0), 1) + tl.load(BIAS + h)
+        logit = tl.sum(tl.where(tl.arange(0, PAD)[None, :] == g, logits, 0.0), 1) + bias
         gate = tl.sigmoid(logit)
         p *= ((1.0 - gate) / total)[:, None]
-        far = FAR.load([first, h * SIZE]).to(tl.float32) * gate[:, None]
+        far = far.to(tl.float32) * gate[:, None]
         OUT.store([first, h * SIZE], tl.dot(p.to(v.dtype), v, far, input_precision="ieee").to(q.dtype))
-        at = _per_head(row, h, length, HEADS)
         tl.store(LSE + at, top + tl.log2(total), mask=live)
         tl.store(GATE + at, gate, mask=live)
         log_gate = tl.minimum(logit, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(logit)))
-        tl.store(FAR_LSE + at, tl.load(FAR_LSE + at, mask=live, other=0.0) - log_gate, mask=live)
+        tl.store(FAR_LSE + at, far_lse - log_gate, mask=live)
 
 
 @triton.jit
@@ -113,36 +124,36 @@ def _backward_queries(
     live = row < tokens
     heads = tl.arange(0, PAD)
     weights = _gate_weights(WEIGHT, kv, GROUP, PAD, SIZE)
-    dweight = tl.zeros([PAD, SIZE], tl.float32)
+    dweight = tl.zeros([SIZE, PAD], tl.float32)
     dbias = tl.zeros([PAD], tl.float32)
     for g in tl.range(0, GROUP, num_stages=1):
         h = kv * GROUP + g
-        far = FAR.load([first, h * SIZE])
-        q = Q.load([first, h * SIZE])
-        grad = GRAD.load([first, h * SIZE])
-        far_dot = tl.sum(grad.to(tl.float32) * far.to(tl.float32), 1)
         at = _per_head(row, h, length, HEADS)
         start = tl.load(START + row, mask=live, other=0)
         lse = tl.load(LSE + at, mask=live, other=0.0)
         gate = tl.load(GATE + at, mask=live, other=0.0)
+        far = tl.load(FAR + _tile(row, h, HEADS, SIZE), mask=live[:, None], other=0.0)
+        q = Q.load([first, h * SIZE])
+        grad = GRAD.load([first, h * SIZE])
+        far_dot = tl.sum(grad.to(tl.float32) * far.to(tl.float32), 1)
         p = tl.exp2(tl.dot(q, k.T, input_precision="ieee") * (scale * LOG2E) - lse[:, None])
         p = tl.where(_seen(key[None, :], row[:, None], start[:, None], WINDOW), p, 0.0)
         dp = tl.dot(grad, v.T, input_precision="ieee")
-        dq = DQ.load([first, h * SIZE]).to(tl.float32)
         dot = tl.sum(p * dp, 1)
         ds = (p * (dp - dot[:, None]) * ((1.0 - gate) * scale)[:, None]).to(q.dtype)
         dlogit = tl.where(heads[None, :] == g, (gate * (1.0 - gate) * (far_dot - dot))[:, None], 0.0)
         dbias += tl.sum(dlogit, 0)
         dlogit = dlogit.to(q.dtype)
+        dq = DQ.load([first, h * SIZE]).to(tl.float32)  # as late as can be, for want of registers
         dq = tl.dot(ds, k, dq, input_precision="ieee")
         dq = tl.dot(dlogit, weights, dq, input_precision="ieee")
         DQ.store([first, h * SIZE], dq.to(q.dtype))
-        dweight = tl.dot(dlogit.T, q, dweight, input_precision="ieee")
+        dweight = tl.dot(q.T, dlogit, dweight, input_precision="ieee")
         tl.store(DOT + at, dot, mask=live)
         tl.store(SHARE_LSE + at, lse - tl.log2(1.0 - gate), mask=live)
     part = (tl.program_id(0) * tl.num_programs(1) + kv) * GROUP + heads
     inside = heads < GROUP
-    tl.store(DWEIGHT + part[:, None] * SIZE + tl.arange(0, SIZE)[None, :], dweight, mask=inside[:, None])
+    tl.store(DWEIGHT + part[None, :] * SIZE + tl.arange(0, SIZE)[:, None], dweight, mask=inside[None, :])
     tl.store(DBIAS + part, dbias, mask=inside)
 
 
@@ -212,7 +223,7 @@ def window_forward(
     out, lse, gate = torch.empty_like(q), torch.empty_like(far_lse), torch.empty_like(far_lse)
     shape = _shape(q, k, window, block)
     tokens, keys = q.shape[0] * q.shape[1], shape["KEYS"]
-    tiles = (_tiles(q, block), _tiles(k, keys), _tiles(v, keys), _tiles(far, block), _tiles(out, block))
+    tiles = (_tiles(q, block), _tiles(k, keys), _tiles(v, keys), far, _tiles(out, block))
     _forward[triton.cdiv(tokens, block), k.shape[2]](
         *tiles, weight, bias, documents.flat_starts, far_lse, lse, gate,
         tokens, far_lse.shape[-1], q.shape[3] ** -0.5, **shape,
@@ -239,7 +250,7 @@ def window_backward(
     queries, grads = _tiles(q, block), _tiles(grad, block)
     sizes = tokens, gate.shape[-1], q.shape[3] ** -0.5
     _backward_queries[blocks, k.shape[2]](
-        queries, _tiles(k, keys), _tiles(v, keys), _tiles(far, block), grads, _tiles(dq, block), weight,
+        queries, _tiles(k, keys), _tiles(v, keys), far, grads, _tiles(dq, block), weight,
         documents.flat_starts, lse, gate, dot, share_lse, dweight, dbias, *sizes, **shape,
     )  # fmt: skip
     keys_shape = {name: shape[name] for name in ("HEADS", "GROUP", "SIZE", "WINDOW", "BLOCK")}

@@ -92,10 +92,10 @@ class FusedLoopAttention(torch.autograd.Function):
         q, k1, v1, k2, v2 = (x.contiguous() for x in (q, k1, v1, k2, v2))
         weight = gate_weight.to(q.dtype).contiguous()
         check(q, k2, window)
-        far, lse, state = library_forward(q, k1, v1, documents)
+        far, lse = library_forward(q, k1, v1, documents)
         far = far.contiguous()
         out, near_lse, g = window_forward(q, k2, v2, far, lse, weight, gate_bias.float(), documents, window)
-        ctx.save_for_backward(q, k1, v1, k2, v2, weight, far, lse, near_lse, g, *state)
+        ctx.save_for_backward(q, k1, v1, k2, v2, weight, far, lse, near_lse, g)
         ctx.documents, ctx.window = documents, window
         ctx.gate_dtypes = gate_weight.dtype, gate_bias.dtype
         return out
@@ -105,9 +105,9 @@ class FusedLoopAttention(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> Any:
         from iqc.kernels.gated_window import window_backward
 
-        q, k1, v1, k2, v2, weight, far, lse, near_lse, g, *state = ctx.saved_tensors
+        q, k1, v1, k2, v2, weight, far, lse, near_lse, g = ctx.saved_tensors
         grad = grad.contiguous()
-        dq, dk1, dv1 = library_backward(grad, q, k1, v1, far, lse, tuple(state), ctx.documents)
+        dq, dk1, dv1 = library_backward(grad, q, k1, v1, far, lse, ctx.documents)
         dq = dq.contiguous()
         dk2, dv2, dw, db = window_backward(grad, q, k2, v2, far, weight, near_lse, g, dq, ctx.documents, ctx.window)
         return dq, dk1, dv1, dk2, dv2, dw.to(ctx.gate_dtypes[0]), db.to(ctx.gate_dtypes[1]), None, None

@@ -42,18 +42,20 @@ def test_plain_pytorch_on_a_gpu_is_never_silent(monkeypatch):
 
 
 @needs_gpu
-@pytest.mark.parametrize("lengths", [None, [[100, 57], [30]]])
+@pytest.mark.parametrize("lengths", [None, [[100, 57], [30]], [[1100, 40, 1460], [2500, 99], [30, 1024]]])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_equals_float64(lengths, deterministic):
+    """Rows of one document, of short ones, of long and short ones with padding behind."""
     g = torch.Generator("cuda").manual_seed(0)
-    shapes = [(2, 157, 6, 64), (2, 157, 2, 64), (2, 157, 2, 64)]
+    rows, width = (len(lengths), max(map(sum, lengths))) if lengths else (2, 157)
+    shapes = [(rows, width, 6, 64), (rows, width, 2, 64), (rows, width, 2, 64)]
     inputs = [torch.randn(s, generator=g, device="cuda").bfloat16().requires_grad_() for s in shapes]
     grad = torch.randn(shapes[0], generator=g, device="cuda").bfloat16()
-    documents = Documents.from_lengths(lengths, 2, 157, "cuda")
+    documents = Documents.from_lengths(lengths, rows, width, "cuda")
     if documents.real is not None:
         grad[~documents.real] = 0.0
     exact = [x.detach().double().cpu().requires_grad_() for x in inputs]
-    want = causal_attention(*exact, Documents.from_lengths(lengths, 2, 157))
+    want = causal_attention(*exact, Documents.from_lengths(lengths, rows, width))
     torch.use_deterministic_algorithms(deterministic)
     try:
         out = causal_attention(*inputs, documents)
@@ -61,7 +63,7 @@ def test_equals_float64(lengths, deterministic):
     finally:
         torch.use_deterministic_algorithms(False)
     wanted = [want, *torch.autograd.grad(want, exact, grad.double().cpu())]
-    seen = torch.ones(2, 157).bool() if documents.real is None else documents.real.cpu()  # padding is nobody's
+    seen = torch.ones(rows, width).bool() if documents.real is None else documents.real.cpu()  # padding is nobody's
     for got, true in zip(found, wanted):
         off = (got.detach().double().cpu() - true.detach())[seen]
         assert (off.norm() / true[seen].norm()).item() < 1e-2

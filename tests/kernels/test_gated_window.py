@@ -30,10 +30,10 @@ def plain_forward(q, k, v, documents):
     scores = torch.einsum("bthd,bshd->bhts", q.float(), k) / math.sqrt(q.shape[-1])
     scores = scores.masked_fill(~documents.causal_mask(), -math.inf)
     out = torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v)
-    return out.to(q.dtype), scores.logsumexp(-1), ()
+    return out.to(q.dtype), scores.logsumexp(-1)
 
 
-def plain_backward(grad, q, k, v, out, lse, state, documents):
+def plain_backward(grad, q, k, v, out, lse, documents):
     group = q.shape[2] // k.shape[2]
     grad, wide_k, wide_v, x = grad.float(), k.float(), v.float(), q.float()
     wide_k, wide_v = (t.repeat_interleave(group, 2) for t in (wide_k, wide_v))
@@ -103,7 +103,8 @@ def compare(inputs, grad, documents, window, tolerance):
     out = FusedLoopAttention.apply(*inputs, documents, window)
     grads = torch.autograd.grad(out, inputs, grad)
     assert out.dtype == inputs[0].dtype
-    assert error(out, true) < tolerance
+    real = slice(None) if documents.real is None else documents.real  # what padding sees is nobody's business
+    assert error(out[real], true[real]) < tolerance
     for name, got, want, of in zip(NAMES, grads, true_grads, inputs):
         assert got.dtype == of.dtype and error(got, want) < tolerance, (name, error(got, want))
 

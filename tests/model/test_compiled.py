@@ -112,17 +112,19 @@ def test_on_a_gpu_compiled_blocks_agree_with_plain_ones(tiny, loops, recompute):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("how", ["kernels", "reference"])
 @pytest.mark.parametrize("loops", [1, 2])
-def test_on_a_gpu_autocast_is_near_float64(tiny, loops, how, monkeypatch):
-    """What `iqc train` does there by default: float32 weights, products in bfloat16; with and without the kernels."""
-    if how == "reference":
-        monkeypatch.setenv("IQC_ATTENTION", "reference")
+def test_on_a_gpu_kernels_under_autocast_are_as_near_float64_as_plain_pytorch(tiny, loops, monkeypatch):
+    """What `iqc train` does there by default: float32 weights, products in bfloat16."""
     sizes = {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 160}
     tokens = torch.randint(50, (2, 200), generator=torch.Generator().manual_seed(0))
-    exact = gradients(tiny(loops, 16, **sizes).train(), tokens, [[60, 140], [150]])
+    lengths = [[60, 140], [150]]
+    exact = gradients(tiny(loops, 16, **sizes).train(), tokens, lengths)
     model = tiny(loops, 16, torch.float32, **sizes).train().cuda()
     with torch.autocast("cuda", torch.bfloat16):
-        found = gradients(model, tokens.cuda(), [[60, 140], [150]])
+        found = gradients(model, tokens.cuda(), lengths)
+        monkeypatch.setenv("IQC_ATTENTION", "reference")
+        with pytest.warns(UserWarning, match="IQC_ATTENTION=reference"):
+            plain = gradients(model, tokens.cuda(), lengths)
     for name, expected in exact.items():
-        assert (found[name].cpu() - expected).norm() < 5e-2 * expected.norm() + 1e-6, name
+        far = (plain[name].cpu() - expected).norm()
+        assert (found[name].cpu() - expected).norm() <= 2 * far + 2e-2 * expected.norm(), name
