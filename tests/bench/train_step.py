@@ -56,7 +56,7 @@ class Case:
 
 CASES = {
     "7b-4k": Case("7b", 1, 4_096, peer="compiled", limit=200),
-    "7b-32k": Case("7b", 1, 32_768, peer="checkpointed", recompute="mlp", warm=1, rounds=2, steps=2, limit=300),
+    "7b-32k": Case("7b", 1, 32_768, peer="checkpointed", recompute="mlp", warm=1, rounds=2, steps=1, limit=300),
     "100m": Case("100m", 32, 2_048, peer="compiled", warm=3, rounds=4, steps=5),
     "loop4-4k": Case("7b", 1, 4_096, layers=4, loops=2),
     "loop4-32k": Case("7b", 1, 32_768, layers=4, loops=2, rounds=2, steps=2),
