@@ -59,6 +59,7 @@ NEEDED = {
     "tree-sitter": ("tree_sitter", "syntax"),
     "tree-sitter-language-pack": ("tree_sitter_language_pack", "grammars"),
     "tokenizers": ("tokenizers", "tokenizer, pack"),
+    "tiktoken": ("tiktoken", "pack: the engine that encodes"),
     "safetensors": ("safetensors", "checkpoints"),
     "torch": ("torch", "train, rl, generate"),
 }

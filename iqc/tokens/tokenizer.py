@@ -1,72 +1,134 @@
 """A byte-level BPE tokenizer: trained here, saved so that Transformers loads it, and deaf to control tokens in text.
 
 Any text round-trips exactly: every byte is a token and nothing is normalised. Text that happens to contain
-`<|im_end|>` is encoded as ordinary pieces: `encode_ordinary` works on a copy of the model that has no added tokens,
-and control ids are placed by iqc.tokens.render alone. (`encode_special_tokens` of the tokenizers library is not enough:
-it still matches added tokens that are not special, such as `<think>`.)
+`<|im_end|>` is encoded as ordinary pieces: `encode_ordinary` works on the model without its added tokens, and control
+ids are placed by iqc.tokens.render alone. (`encode_special_tokens` of the tokenizers library is not enough: it still
+matches added tokens that are not special, such as `<think>`.)
+
+The ids are those of tokenizer.json. The engine is tiktoken where it is proven to give the same ones, and the tokenizers
+library where it is not: see iqc.tokens.engine.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+import numpy as np
+import orjson
+from numpy.typing import NDArray
 
-from iqc.errors import IqcError
+from iqc.errors import BadRecord, IqcError
 from iqc.streams.writer import write_file
 from iqc.tokens.chat import CHAT_TEMPLATE
-from iqc.tokens.special import EOS, PAD, RELEASED_PIECES, RELEASED_VOCAB_SIZE, SPECIAL, VISIBLE, pieces, special_ids
-
-# The split of Qwen2: contractions, words with one leading sign, single digits, runs of signs, line ends, white space.
-# Kept letter for letter, because llama.cpp refuses a pre-tokenizer that it does not know.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+from iqc.tokens.engine import Unproven, bytes_of, encoding, merges_of
+from iqc.tokens.special import (
+    BYTES,
+    CONTROL,
+    EOS,
+    PAD,
+    RELEASED_PIECES,
+    RELEASED_VOCAB_SIZE,
+    SPECIAL,
+    VISIBLE,
+    pieces,
 )
+from iqc.tokens.split import SPLIT
+
+if TYPE_CHECKING:
+    import tiktoken
+    import tokenizers
 
 
 class Tokenizer:
-    """Text <-> token ids. `control` maps each control token to its id; `digest` names the mapping of text to ids."""
+    """Text <-> token ids. `control` maps each control token to its id; `digest` names the mapping of text to ids;
+    `engine` is the library that encodes, and `why` the reason where that is not the fast one."""
 
-    def __init__(self, full: tokenizers.Tokenizer):
-        """`full`: a byte-level BPE with the control tokens as its last ids. Raises IqcError where it is another."""
-        state = json.loads(full.to_str())
-        if state["model"].get("type") != "BPE" or state.get("normalizer") is not None:
-            raise IqcError(
-                "not a byte-level BPE without normaliser", remedy="use a tokenizer made by `iqc tokenizer train`"
-            )
-        size = len(state["model"]["vocab"])
-        self.vocab_size = RELEASED_VOCAB_SIZE if size == RELEASED_PIECES else full.get_vocab_size()
-        self.control = special_ids(self.vocab_size)
-        found = {token["content"]: token["id"] for token in state["added_tokens"]}
-        absent = [token for token in self.control if token not in found]
-        if absent or found != self.control:
-            what = f"lacks {absent[0]}" if absent else f"has others, or other ids: {found}"
-            raise IqcError(
-                f"a tokenizer whose control tokens are not the {len(self.control)} expected last ids: it {what}",
-                remedy="use a tokenizer made by `iqc tokenizer train`",
-            )
-        self.full = full
-        meaning = {key: state[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
-        canonical = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
-        self.digest = hashlib.sha256(canonical.encode()).hexdigest()
-        self._plain = tokenizers.Tokenizer.from_str(json.dumps(state | {"added_tokens": []}))
+    def __init__(self, text: str | bytes):
+        """`text`: a tokenizer.json, a byte-level BPE with the control tokens. Raises IqcError where it is another."""
+        try:
+            self._state: dict[str, Any] = orjson.loads(text)
+            model, added = self._state["model"], self._state["added_tokens"]
+            found = {token["content"]: token["id"] for token in added}
+            self._bytes = {number: bytes_of(piece) for piece, number in model["vocab"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IqcError(f"not a byte-level BPE: {error!r}", remedy=_REMEDY) from None
+        if model.get("type", "BPE") != "BPE" or self._state.get("normalizer") is not None:
+            raise IqcError("not a byte-level BPE without normaliser", remedy=_REMEDY)
+        if absent := [token for token in CONTROL if token not in found]:
+            raise IqcError(f"a tokenizer that lacks the control tokens {', '.join(absent)}", remedy=_REMEDY)
+        self.control: dict[str, int] = {token: found[token] for token in CONTROL}
+        lacking = set(range(BYTES)) - {piece[0] for piece in self._bytes.values() if len(piece) == 1}
+        if lacking:  # the library would pass over it in silence
+            raise IqcError(f"a tokenizer without a token for the byte 0x{min(lacking):02X}", remedy=_REMEDY)
+        self._bytes |= {number: token.encode() for token, number in found.items()}
+        size = max(self._bytes) + 1
+        released = len(model["vocab"]) == RELEASED_PIECES and size <= RELEASED_VOCAB_SIZE
+        self.vocab_size = RELEASED_VOCAB_SIZE if released else size
+        self._text = text
+        self.why = ""
+        self._fast: tiktoken.Encoding | None = None
+        try:
+            self._fast = encoding(self._state)
+        except Unproven as error:
+            self.why = str(error)
+        self.engine = "tiktoken" if self._fast else "tokenizers"
 
     def __reduce__(self):
-        return _from_json, (self.full.to_str(),)
+        return Tokenizer, (self._text,)
+
+    @cached_property
+    def full(self) -> "tokenizers.Tokenizer":
+        """The tokenizer as the tokenizers library has it, control tokens included."""
+        return _library(self._text)
+
+    @cached_property
+    def _plain(self) -> "tokenizers.Tokenizer":
+        return _library(orjson.dumps(self._state | {"added_tokens": []}))
+
+    @cached_property
+    def digest(self) -> str:
+        meaning = {key: self._state.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer")}
+        model: dict[str, Any] = self._state["model"]
+        meaning["model"] = model | {"merges": [list(pair) for pair in merges_of(model)]}
+        canonical = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def encode_array(self, text: str) -> NDArray[np.uint32]:
+        """Ids of the text, none of them a control token whatever the text says; the array is read-only.
+        Raises BadRecord for a lone surrogate, which is no character."""
+        try:
+            if self._fast:
+                return self._fast.encode_to_numpy(text, disallowed_special=())
+            text.encode()
+            ids = np.array(self._plain.encode(text, add_special_tokens=False).ids, np.uint32)
+        except UnicodeEncodeError as error:
+            what = f"a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}"
+            raise BadRecord(what, remedy="decode the text with errors='replace'") from None
+        ids.flags.writeable = False
+        return ids
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """Ids of the text, none of them a control token whatever the text says."""
-        return self._plain.encode(text, add_special_tokens=False).ids
+        """`encode_array` as a list."""
+        return self.encode_array(text).tolist()
 
     def encode_ordinary_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode_ordinary` of each text, on all cores."""
-        return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """`encode_ordinary` of each text."""
+        return [self.encode_ordinary(text) for text in texts]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids, control tokens included. Bytes that are not UTF-8 become U+FFFD."""
-        return self.full.decode(list(ids), skip_special_tokens=False)
+    def bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of the ids, control tokens by name; a row of the vocabulary that no token uses has none.
+        Raises IqcError for a number that is no id."""
+        try:
+            return b"".join(map(self._bytes.__getitem__, ids))
+        except KeyError:
+            return b"".join(_rare(self._bytes, number, self.vocab_size) for number in ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """`bytes` as text. What is not UTF-8 becomes U+FFFD."""
+        return self.bytes(ids).decode("utf-8", "replace")
 
     def save(self, directory: Path, *, context: int | None = None) -> None:
         """Writes tokenizer.json and tokenizer_config.json; `context` is the model's longest input, in tokens."""
@@ -91,6 +153,9 @@ class Tokenizer:
 def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     """Learns a byte-level BPE of `vocab_size` tokens, control tokens included: the same texts give the same tokenizer
     whatever the number of threads. Raises IqcError when the texts hold too few distinct pairs for that size."""
+    import tokenizers
+    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+
     wanted = pieces(vocab_size)
     full = tokenizers.Tokenizer(models.BPE())
     full.pre_tokenizer = pre_tokenizers.Sequence(
@@ -110,7 +175,7 @@ def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
         )
     full.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     full.add_tokens([AddedToken(token, special=False, normalized=False) for token in VISIBLE])
-    return Tokenizer(full)
+    return Tokenizer(full.to_str())
 
 
 def load(path: Path) -> Tokenizer:
@@ -124,14 +189,24 @@ def load(path: Path) -> Tokenizer:
             remedy="name a tokenizer.json, or the directory that holds it",
         ) from None
     try:
-        return _from_json(text)
+        return Tokenizer(text)
     except IqcError as error:
         raise IqcError(error.what, where=str(file), remedy=error.remedy) from None
+
+
+_REMEDY = "use what `iqc tokenizer train` wrote, or a tokenizer.json of a byte-level BPE that has the control tokens"
+
+
+def _rare(known: dict[int, bytes], number: int, size: int) -> bytes:
+    if not 0 <= number < size:
+        raise IqcError(f"{number} is no token of a vocabulary of {size}", remedy="use the tokenizer of the model")
+    return known.get(number, b"")
+
+
+def _library(text: str | bytes) -> "tokenizers.Tokenizer":
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_str(text if isinstance(text, str) else text.decode())
     except Exception as error:  # the library raises bare Exception on anything that it cannot read
-        raise IqcError(
-            f"not a tokenizer: {error}", where=str(file), remedy="name a tokenizer.json of the tokenizers library"
-        ) from None
-
-
-def _from_json(text: str) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(text))
+        raise IqcError(f"not a tokenizer of the tokenizers library: {error}", remedy=_REMEDY) from None

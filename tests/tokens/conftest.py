@@ -1,5 +1,6 @@
 import argparse
 import json.decoder
+import pickle
 import textwrap
 from pathlib import Path
 
@@ -19,6 +20,14 @@ def sources():
 @pytest.fixture(scope="session")
 def tok():
     return tokenizer.train(iter(SOURCES), 800)
+
+
+@pytest.fixture(scope="session")
+def slow(tok):
+    """The same tokenizer, with the tokenizers library to encode."""
+    other = pickle.loads(pickle.dumps(tok))
+    other._fast = None
+    return other
 
 
 @pytest.fixture(scope="session")
