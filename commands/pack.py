@@ -25,6 +25,16 @@ class Long(StrEnum):
     drop = "drop"
 
 
+class Trees(StrEnum):
+    paths = "paths"
+    trie = "trie"
+
+
+class Shared(StrEnum):
+    once = "once"
+    each = "each"
+
+
 @app.command()
 @stage_options()
 def pack(
@@ -34,10 +44,25 @@ def pack(
         int, typer.Option("--context", metavar="N", min=2, max=INT32, help="Tokens a row, at most.")
     ] = 512,
     method: Annotated[Method, typer.Option("--method", help="How samples share rows.")] = Method.best_fit,
+    fill: Annotated[
+        float,
+        typer.Option(
+            "--fill", metavar="X", min=0, max=1, help="Cut documents only where rows are less full than this."
+        ),
+    ] = 0.995,
     long: Annotated[Long, typer.Option("--long", help="Of documents longer than a row.")] = Long.split,
     window: Annotated[
         int, typer.Option("--window", metavar="N", min=1, max=INT32, help="Samples packed together.")
     ] = 4096,
+    trees: Annotated[Trees, typer.Option("--trees", help="Of trajectory trees: each path, or what is shared once.")] = (
+        Trees.paths
+    ),
+    shared: Annotated[
+        Shared, typer.Option("--shared", help="How often to learn what the paths of a tree share.")
+    ] = Shared.once,
+    mask_errors: Annotated[
+        bool, typer.Option("--mask-errors", help="Do not learn calls of tools whose result is an error.")
+    ] = False,
     fim_middle_only: Annotated[
         bool, typer.Option("--fim-middle-only", help="Of fim samples, learn the middle alone.")
     ] = False,
@@ -45,25 +70,30 @@ def pack(
         bool, typer.Option("--change-only", help="Of triplets, commits and pull requests, learn the change alone.")
     ] = False,
 ) -> None:
-    """Tokenise documents, fim samples, chats, repositories and changes, and pack them into rows of a context length.
+    """Tokenise documents, fim samples, chats, pairs, trajectories, repositories and changes, and pack them into rows
+    of a context length.
 
     Rows hold whole samples with their lengths, so that no token sees another sample, and a loss weight a token.
     """
     from iqc.streams.runner import run_stage
     from iqc.tokens.pack import Packer
     from iqc.tokens.stages import packing, tokenise_stage
+    from iqc.tokens.tokenise import line_ends
     from iqc.tokens.tokenizer import load
 
-    packer = Packer(context, method=method.value.replace("-", "_"), long=long.value, window=window)
+    loaded = load(Path(tokenizer))
+    way = method.value.replace("-", "_")
+    packer = Packer(context, method=way, window=window, fill=fill, line_ends=line_ends(loaded))
     reduce, measured = packing(packer)
-    options = {
-        "tokenizer": load(Path(tokenizer)).digest,
+    sample_options = {
         "context": context,
-        "method": method.value,
         "long": long.value,
-        "window": window,
         "fim_middle_only": fim_middle_only,
         "change_only": change_only,
+        "mask_errors": mask_errors,
+        "trees": trees.value,
+        "shared": shared.value,
     }
-    factory = partial(tokenise_stage, tokenizer, fim_middle_only, change_only)
+    options = {"tokenizer": loaded.digest, "method": method.value, "window": window, "fill": fill} | sample_options
+    factory = partial(tokenise_stage, tokenizer, **sample_options)
     run_stage("pack", options, settings, factory, reduce=reduce, measure=measured)

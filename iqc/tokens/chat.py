@@ -71,10 +71,17 @@ ROLES = ("system", "user", "assistant", "tool")
 
 def chat_segments(record: Record) -> list[Segment]:
     """The conversation as segments. An assistant's reasoning, words, calls and `<|im_end|>` have the weight of its
-    `loss` (default 1), its header never. In other turns (default 0) a `loss` counts for the turn from its role to
-    `<|im_end|>`. The text of an assistant starts a segment of its own, because at generation it starts after the
-    header's tokens; all other text is joined up to the next control token, as Transformers encodes it.
+    `loss` (default 1), its header never; a `loss` of one of its calls is that of the call, from `<tool_call>` to
+    `</tool_call>`. In other turns (default 0) a `loss` counts for the turn from its role to `<|im_end|>`. The text of
+    an assistant starts a segment of its own, because at generation it starts after the header's tokens; all other text
+    is joined up to the next control token, as Transformers encodes it. Weights move no border between segments.
     Raises BadRecord for a message that is not in OpenAI form."""
+    return [segment for turn in chat_turns(record) for segment in turn]
+
+
+def chat_turns(record: Record) -> list[list[Segment]]:
+    """The same, message by message; the default system turn comes with the first. What is drawn around the result of a
+    tool depends on whether its neighbours are results, too."""
     messages = record["messages"]
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise BadRecord("messages is not a list of at least one message", remedy="use OpenAI chat form")
@@ -85,9 +92,10 @@ def chat_segments(record: Record) -> list[Segment]:
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise BadRecord("tools is not a list of objects", remedy="use OpenAI chat form")
     has_system = messages[0]["role"] == "system"
-    out = _system(messages[0] if has_system else None, tools)
+    turns = []
     for index, message in enumerate(messages):
-        role, weight = message["role"], _weight(message, index)
+        role, weight = message["role"], _weight(message, f"messages[{index}]", message["role"] == "assistant")
+        out = _system(messages[0] if has_system else None, tools, weight) if index == 0 else []
         if role == "tool":
             first = index == 0 or messages[index - 1]["role"] != "tool"
             last = index == len(messages) - 1 or messages[index + 1]["role"] != "tool"
@@ -100,16 +108,17 @@ def chat_segments(record: Record) -> list[Segment]:
             out += _end(weight)
         elif index > 0 or not has_system:
             out += [control("<|im_start|>", 0.0), text(f"{role}\n{_string(message, index)}", weight), *_end(weight)]
-    return out
+        turns.append(out)
+    return turns
 
 
 def _end(weight: float) -> list[Segment]:
     return [control("<|im_end|>", weight), text("\n", 0.0)]
 
 
-def _system(message: Record | None, tools: list[Record]) -> list[Segment]:
+def _system(message: Record | None, tools: list[Record], weight: float) -> list[Segment]:
     words = _string(message, 0) if message else DEFAULT_SYSTEM
-    weight = _weight(message, 0) if message else 0.0
+    weight = weight if message else 0.0
     out = [control("<|im_start|>", 0.0), text("system\n" + words, weight)]
     if tools:
         lines = "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in tools)
@@ -143,8 +152,9 @@ def _assistant(message: Record, index: int, weight: float) -> list[Segment]:
             ) from None
         arguments = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         body = f'\n{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}\n'
+        own = _weight(call, f"messages[{index}].tool_calls[{number}]", weight)
         out.append(text("\n" if content or number else "", weight))
-        out += [control("<tool_call>", weight), text(body, weight), control("</tool_call>", weight)]
+        out += [control("<tool_call>", own), text(body, own), control("</tool_call>", own)]
     return joined(out)
 
 
@@ -163,8 +173,9 @@ def _string(message: Record, index: int, key: str = "content") -> str:
     return value
 
 
-def _weight(message: Record, index: int) -> float:
-    loss = message.get("loss", message["role"] == "assistant")
-    if not isinstance(loss, bool | int | float) or not 0 <= loss < float("inf"):
-        raise BadRecord(f"messages[{index}].loss is {loss!r}", remedy="use true, false or a weight of at least 0")
+def _weight(item: Record, name: str, default: float) -> float:
+    """The weight that a message or a call asks for: not above the range of float32, in which weights are kept."""
+    loss = item.get("loss", default)
+    if not isinstance(loss, bool | int | float) or not 0 <= loss <= 3e38:
+        raise BadRecord(f"{name}.loss is {loss!r}", remedy="use true, false or a weight of at least 0")
     return float(loss)

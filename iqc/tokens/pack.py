@@ -1,29 +1,50 @@
-"""Samples -> rows of at most `context` tokens, whole samples back to back, no padding stored.
+"""Samples -> rows of at most `context` tokens, samples back to back, no padding stored.
 
-best_fit  Best-fit-decreasing in a window: the samples of a window, longest first, each go into the row with the least
-          room that still holds it. Rows leave in the order of the earliest sample in them, and the samples of a row in
-          the order in which they came. The emptiest row of a window is taken apart and its samples wait for the next.
+best_fit  Best-fit-decreasing in a window (Ding et al. 2024, arXiv 2404.10830, who pack all documents so): the samples,
+          longest first, each go into the row with the least room that still holds it. Then the fullest rows leave, as
+          many as are `fill` full together; the samples of the others wait for the next window, up to half of it. Where
+          rows less full than that have to leave, documents that wait are cut to fill them, the greatest room first.
 concat    In the order in which they came; a document that does not fit is cut at the end of the row.
 
-A document longer than the context is cut into pieces `id#0`, `id#1`, ..., each a document of its own, or dropped. Any
-other kind is never cut: a chat without its beginning or a middle without its prefix teaches something else.
+Only plain text (a document, a repository) is ever cut: a chat without its beginning or a middle without its prefix
+teaches something else. Text longer than the context is cut into rows in both methods. The pieces are `id#0`, `id#1`,
+..., each a document of its own; all but the last end with a line where one ends near. A window holds at most
+WINDOW_TOKENS, so the memory is at most 160 MiB for tokens and losses that are 0 or 1, 256 MiB for other weights,
+128 MiB more for tries, and the rows of a window once more while they leave.
 """
 
 import hashlib
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iqc.errors import BadRecord, UsageError
-from iqc.streams.stage import Dropped, Record
-from iqc.tokens.sequence import decode_sequence, encode_sequence
+from iqc.streams.stage import Record
+from iqc.tokens.sequence import Row, chain, encode_sequence, starts
 
 WINDOW_SAMPLES = 4096
-WINDOW_TOKENS = 1 << 26  # a window of long samples ends here: 64 Mi tokens with f32 losses are 512 MiB
+WINDOW_TOKENS = 1 << 25  # 1,024 rows at 32k: long samples end a window before it has WINDOW_SAMPLES
+WINDOW_ROWS = 8  # a window of short samples goes on until it fills as many rows, or has as many times its samples
+FILL = 0.995
+PIECE = 64  # tokens, or an eighth of a small context: fewer are no piece worth having
+NEAR = 64  # a line that ends in the last 1/64 of a piece's room ends it: 512 tokens at 32k, of which 6 are lost
+
+METHODS = ("best_fit", "concat")
+CUTTABLE = ("document", "repository")
+
+
+@dataclass(slots=True)
+class Encoded:
+    """A sample as it is packed: the arrays of its documents (two in a pair, else one), which are never parted."""
+
+    kind: str
+    row: Row
+    source: str | None = None  # of the record
 
 
 @dataclass(slots=True)
@@ -31,11 +52,15 @@ class PackStats:
     context: int
     samples: int = 0
     rows: int = 0
+    longest: int = 0  # tokens of the longest row
     tokens: int = 0  # in rows
     learnt: int = 0  # tokens in rows with a loss weight above 0
-    split: int = 0  # documents that were cut
-    pieces: int = 0  # ... into so many
-    dropped: int = 0
+    split: int = 0  # documents cut because they are longer than a row
+    cut: int = 0  # documents cut to fill rows
+    pieces: int = 0  # of both
+    tails: int = 0  # tokens in pieces other than the first, which have lost what was before them
+    by_kind: Counter[str] = field(default_factory=Counter)  # tokens in rows, by the kind of their samples
+    learnt_by_kind: Counter[str] = field(default_factory=Counter)
 
     @property
     def fill(self) -> float:
@@ -45,132 +70,223 @@ class PackStats:
 
 @dataclass(slots=True)
 class _Piece:
+    """A sample or what is left of it. `part`: how many pieces were cut off before it; None when it is whole."""
+
     order: int
-    id: str
-    tokens: NDArray[np.uint32]
-    loss: NDArray
+    kind: str
+    row: Row
+    cuttable: bool
+    part: int | None = None
+
+    @property
+    def size(self) -> int:
+        return self.row.tokens.size
+
+    def ids(self) -> list[str]:
+        return self.row.ids if self.part is None else [f"{self.row.ids[0]}#{self.part}"]
 
 
 @dataclass(slots=True)
-class _Row:
+class _Bin:
     room: int
     pieces: list[_Piece] = field(default_factory=list)
 
 
 class Packer:
-    """Give it samples (records of `tokenise`) in order with `add`, then call `finish`: both return the rows that are
-    complete, and samples that cannot be packed as Dropped. The same samples in the same order give the same rows."""
+    """Give it samples in order with `add`, then call `finish`: both return the rows that are complete. The same samples
+    in the same order give the same rows."""
 
     def __init__(
-        self, context: int, *, method: str = "best_fit", long: str = "split", window: int = WINDOW_SAMPLES
+        self,
+        context: int,
+        *,
+        method: str = "best_fit",
+        window: int = WINDOW_SAMPLES,
+        fill: float = FILL,
+        line_ends: NDArray[np.bool_] | None = None,
     ) -> None:
-        """`long`: split or drop, what becomes of a document longer than `context`."""
-        if context < 2 or window < 1 or method not in ("best_fit", "concat") or long not in ("split", "drop"):
+        """`fill`: how full the rows of a window must be together before no document is cut for them. `line_ends`
+        [vocabulary]: whether a token ends a line; without it pieces end anywhere."""
+        if context < 2 or window < 1 or method not in METHODS or not 0 <= fill <= 1:
             raise UsageError(
-                f"cannot pack with context {context}, window {window}, method {method}, long {long}",
-                remedy="context >= 2, window >= 1, method best_fit or concat, long split or drop",
+                f"cannot pack with context {context}, window {window}, method {method}, fill {fill}",
+                remedy=f"context >= 2, window >= 1, method {' or '.join(METHODS)}, fill from 0 to 1",
             )
-        self.context, self.method, self.long, self.window = context, method, long, window
+        self.context, self.method, self.window, self.fill, self.line_ends = context, method, window, fill, line_ends
+        self.least = max(1, min(PIECE, context // 8))
         self.stats = PackStats(context)
         self._waiting: list[_Piece] = []
         self._waiting_tokens = 0
         self._order = 0
-        self._open = _Row(context)  # concat only
+        self._open = _Bin(context)  # concat only
 
-    def add(self, sample: Record) -> list[Record | Dropped]:
-        """One sample in; the rows that it completes out. Raises BadRecord when it is no tokenised sample."""
-        row = decode_sequence(sample)
-        if row.lengths.size != 1 or "kind" not in sample:
+    def add(self, sample: Encoded) -> list[Record]:
+        """One sample in; the rows that it completes out. Raises BadRecord for one that no row holds."""
+        row, cuttable = sample.row, sample.kind in CUTTABLE
+        size = row.tokens.size
+        if size > self.context and not cuttable:
             raise BadRecord(
-                f"a sequence of {row.lengths.size} documents where one tokenised sample is packed",
-                remedy="pack records, not rows that are packed already",
+                f"a {sample.kind} of {size} tokens for rows of {self.context}", remedy="drop it before it is packed"
             )
-        size, cuttable = row.tokens.size, sample["kind"] == "document"
         self.stats.samples += 1
-        if size > self.context and not (cuttable and self.long == "split"):
-            self.stats.dropped += 1
-            return [Dropped(sample, "longer_than_context", size, self.context)]
-        piece = _Piece(0, row.ids[0], row.tokens, row.loss)
+        piece = _Piece(self._order, sample.kind, row, cuttable)
+        self._order += 1
         if self.method == "concat":
-            return list(self._concat(piece, cuttable))
-        for part in self._cut(piece, self.context):
-            self._wait(part)
-        if len(self._waiting) >= self.window or self._waiting_tokens >= WINDOW_TOKENS:
-            return self._pack_window(last=False)
-        return []
+            return list(self._concat(piece))
+        if size > self.context:
+            self.stats.split += 1
+        while piece.size > self.context:
+            head, piece = self._part(piece, self.context)
+            self._wait([head])
+        self._wait([piece])
+        samples, tokens = len(self._waiting), self._waiting_tokens
+        few = tokens < WINDOW_ROWS * self.context and samples < WINDOW_ROWS * self.window
+        if tokens < WINDOW_TOKENS and (samples < self.window or few):
+            return []
+        return self._leave(self._pack_window())
 
-    def finish(self) -> list[Record | Dropped]:
+    def finish(self) -> list[Record]:
         """The remaining rows."""
-        if self.method == "concat":
-            return [self._emit(self._open)] if self._open.pieces else []
-        return self._pack_window(last=True)
+        bins = [self._open] if self._open.pieces else []
+        while self._waiting:
+            bins += self._pack_window()
+        return self._leave(bins)
 
-    def _wait(self, piece: _Piece) -> None:
-        piece.order, self._order = self._order, self._order + 1
-        self._waiting.append(piece)
-        self._waiting_tokens += piece.tokens.size
+    def _wait(self, pieces: list[_Piece]) -> None:
+        self._waiting += pieces
+        self._waiting_tokens += sum(piece.size for piece in pieces)
 
-    def _pack_window(self, *, last: bool) -> list[Record | Dropped]:
-        rows: list[_Row] = []
-        rooms: list[tuple[int, int]] = []  # (room, row), sorted: the first that is large enough is the best fit
-        for piece in sorted(self._waiting, key=lambda p: (-p.tokens.size, p.order)):
-            size = piece.tokens.size
-            at = bisect_left(rooms, (size, 0))
-            if at == len(rooms):
-                rows.append(_Row(self.context))
-                number = len(rows) - 1
-            else:
-                number = rooms.pop(at)[1]
-            rows[number].room -= size
-            rows[number].pieces.append(piece)
-            insort(rooms, (rows[number].room, number))
-        self._waiting, self._waiting_tokens = [], 0
-        if not last and len(rows) > 1:
-            emptiest = max(rows, key=lambda row: row.room)
-            rows.remove(emptiest)
-            self._waiting = sorted(emptiest.pieces, key=lambda p: p.order)
-            self._waiting_tokens = sum(p.tokens.size for p in self._waiting)
-        for row in rows:
-            row.pieces.sort(key=lambda p: p.order)
-        return [self._emit(row) for row in sorted(rows, key=lambda row: row.pieces[0].order)]
+    def _pack_window(self) -> list[_Bin]:
+        """The fullest bins of the samples that wait: never the last, and at least half of the samples and tokens."""
+        pieces, self._waiting, self._waiting_tokens = self._waiting, [], 0
+        bins = sorted(best_fit_decreasing(pieces, self.context), key=lambda b: b.room)
+        rooms = list(accumulate(b.room for b in bins))
+        leave = sum(room <= (1 - self.fill) * self.context * count for count, room in enumerate(rooms, start=1))
+        counts, sizes = accumulate(len(b.pieces) for b in bins), accumulate(self.context - b.room for b in bins)
+        total = sum(piece.size for piece in pieces)
+        half = sum(2 * count < len(pieces) or 2 * size < total for count, size in zip(counts, sizes))
+        leave = max(1, min(max(leave, half + 1), len(bins) - 1))
+        bins, others = bins[:leave], [piece for b in bins[leave:] for piece in b.pieces]
+        if rooms[leave - 1] > (1 - self.fill) * self.context * leave:
+            others = self._fill(bins, others)
+        self._wait(sorted(others, key=lambda piece: (piece.order, piece.part or 0)))
+        return bins
 
-    def _concat(self, piece: _Piece, cuttable: bool) -> Iterator[Record]:
-        if piece.tokens.size > self._open.room and not cuttable and self._open.pieces:
-            yield self._emit(self._open)
-            self._open = _Row(self.context)
-        for part in self._cut(piece, self._open.room):
-            self._open.pieces.append(part)
-            self._open.room -= part.tokens.size
+    def _fill(self, bins: list[_Bin], others: list[_Piece]) -> list[_Piece]:
+        """Cut documents among the others into the bins with the greatest rooms, until these are as full as they have to
+        be; returns what is left of the others. The longest is cut first, so that few are."""
+
+        def by_size(piece: _Piece) -> tuple[int, int]:
+            return piece.size, -piece.order
+
+        donors = sorted((piece for piece in others if piece.cuttable), key=by_size)
+        left = [piece for piece in others if not piece.cuttable]
+        excess = sum(b.room for b in bins) - (1 - self.fill) * self.context * len(bins)
+        for target in reversed(bins):
+            while excess > 0 and donors and target.room >= self.least:
+                longest = donors[-1].size
+                if longest > target.room and longest >= 2 * self.least:
+                    piece = donors.pop()
+                    self.stats.cut += piece.part is None
+                    piece, tail = self._part(piece, min(target.room, longest - self.least))
+                    insort(donors, tail, key=by_size)
+                elif fits := bisect_right(donors, target.room, key=lambda donor: donor.size):
+                    piece = donors.pop(fits - 1)  # whole: it is what is left of one, or no bin was so empty before
+                else:
+                    break
+                target.pieces.append(piece)
+                target.room -= piece.size
+                excess -= piece.size
+        return left + donors
+
+    def _concat(self, piece: _Piece) -> Iterator[Record]:
+        if piece.size > self._open.room and not piece.cuttable and self._open.pieces:
+            yield from self._leave([self._open])
+            self._open = _Bin(self.context)
+        self.stats.split += piece.size > self.context
+        self.stats.cut += self._open.room < piece.size <= self.context
+        while piece.size:
+            head, rest = piece, None
+            if piece.size > self._open.room:
+                head, rest = self._part(piece, self._open.room, anywhere=True)
+            self._open.pieces.append(head)
+            self._open.room -= head.size
             if self._open.room == 0:
-                yield self._emit(self._open)
-                self._open = _Row(self.context)
+                yield from self._leave([self._open])
+                self._open = _Bin(self.context)
+            if rest is None:
+                return
+            piece = rest
 
-    def _cut(self, piece: _Piece, first: int) -> list[_Piece]:
-        """The piece, or its parts: the first has `first` tokens, the others the context's length or what is left."""
-        size = piece.tokens.size
-        if size <= first:
-            return [piece]
-        edges = [0, *range(first, size, self.context), size]
-        self.stats.split += 1
-        self.stats.pieces += len(edges) - 1
-        return [
-            _Piece(0, f"{piece.id}#{number}", piece.tokens[start:end], piece.loss[start:end])
-            for number, (start, end) in enumerate(pairwise(edges))
+    def _part(self, piece: _Piece, room: int, anywhere: bool = False) -> tuple[_Piece, _Piece]:
+        """The piece in two, the first of at most `room` tokens. The second alone may be cut again."""
+        at, row, part = room, piece.row, piece.part or 0
+        if self.line_ends is not None and not anywhere:
+            first = max(self.least, room - max(room // NEAR, 16))
+            ends = np.flatnonzero(self.line_ends[row.tokens[first - 1 : room]])
+            at = first + int(ends[-1]) if ends.size else room
+        self.stats.pieces += 1 + (piece.part is None)
+        self.stats.tails += row.tokens.size - at if piece.part is None else 0
+        halves = [
+            Row(row.tokens[s].copy(), np.array([row.tokens[s].size], np.uint32), row.loss[s].copy(), row.ids)
+            for s in (slice(at), slice(at, None))  # copies, so that no piece keeps the whole document in memory
         ]
+        head, tail = halves
+        return _Piece(piece.order, piece.kind, head, False, part), _Piece(piece.order, piece.kind, tail, True, part + 1)
 
-    def _emit(self, row: _Row) -> Record:
-        ids = [piece.id for piece in row.pieces]
+    def _leave(self, bins: list[_Bin]) -> list[Record]:
+        """The bins as rows: samples in the order in which they came, rows in that of their first sample."""
+        for b in bins:
+            b.pieces.sort(key=lambda piece: (piece.order, piece.part or 0))
+        bins.sort(key=lambda b: (b.pieces[0].order, b.pieces[0].part or 0))
+        return [self._emit(b) for b in bins]
+
+    def _emit(self, b: _Bin) -> Record:
+        rows, ids = [piece.row for piece in b.pieces], [name for piece in b.pieces for name in piece.ids()]
         name = hashlib.sha256("\0".join(ids).encode()).hexdigest()[:12]
-        lengths = np.array([piece.tokens.size for piece in row.pieces], np.uint32)
-        loss = np.concatenate([piece.loss for piece in row.pieces])
+        lengths = np.concatenate([row.lengths for row in rows])
+        loss = np.concatenate([row.loss for row in rows])
+        loss[starts(lengths)] = 0
+        parents = None
+        if any(row.parents is not None for row in rows):
+            parents = np.concatenate([chains(row.lengths) if row.parents is None else row.parents for row in rows])
+        at = 0
+        for piece in b.pieces:
+            self.stats.by_kind[piece.kind] += piece.size
+            self.stats.learnt_by_kind[piece.kind] += int(np.count_nonzero(loss[at : at + piece.size]))
+            at += piece.size
         record = encode_sequence(
             id=f"{self.stats.rows:08d}-{name}",
             ids=ids,
-            tokens=np.concatenate([piece.tokens for piece in row.pieces]),
+            tokens=np.concatenate([row.tokens for row in rows]),
             lengths=lengths,
             loss=loss,
+            parents=parents,
         )
         self.stats.rows += 1
-        self.stats.tokens += int(lengths.sum())
-        self.stats.learnt += int(np.count_nonzero(loss)) - sum(bool(piece.loss[0]) for piece in row.pieces)
+        self.stats.tokens += self.context - b.room
+        self.stats.longest = max(self.stats.longest, self.context - b.room)
+        self.stats.learnt += int(np.count_nonzero(loss))
         return record
+
+
+def best_fit_decreasing(pieces: list[_Piece], context: int) -> list[_Bin]:
+    """The longest first, each into the bin with the least room that holds it."""
+    bins: list[_Bin] = []
+    rooms: list[tuple[int, int]] = []  # (room, bin), sorted: the first that is large enough is the best fit
+    for piece in sorted(pieces, key=lambda p: (-p.size, p.order, p.part or 0)):
+        at = bisect_left(rooms, (piece.size, 0))
+        if at == len(rooms):
+            bins.append(_Bin(context))
+            number = len(bins) - 1
+        else:
+            number = rooms.pop(at)[1]
+        bins[number].room -= piece.size
+        bins[number].pieces.append(piece)
+        insort(rooms, (bins[number].room, number))
+    return bins
+
+
+def chains(lengths: NDArray) -> NDArray[np.int32]:
+    """Parents of documents none of which is a trie."""
+    return np.concatenate([chain(int(size)) for size in lengths])

@@ -23,29 +23,26 @@ Layouts, control tokens in angle brackets:
 
 A file without text (a binary) is left out, and its change is not in the patch. A patch is shown without its `index`
 lines: nobody can learn the ids of blobs, and `git apply` does without them. The stop token is learnt wherever the
-text before it is. Records of other kinds are refused by name.
+text before it is. A preference record is two chats, a trajectory tree (`nodes`) one for each leaf: see
+iqc.tokens.tokenise. Records of other kinds are refused by name.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
-
-import numpy as np
 
 from iqc.errors import BadRecord
 from iqc.streams.stage import Record
 from iqc.tokens.chat import chat_segments
 from iqc.tokens.segments import Segment, control, text
-from iqc.tokens.sequence import encode_sequence
-from iqc.tokens.tokenizer import Tokenizer
 
 _INDEX = re.compile(r"^index [0-9a-f]+\.\.[0-9a-f]+(?: \d+)?\n", re.MULTILINE)
 
 # The first kind all of whose fields a record has is its kind: what distinguishes comes before what is common.
 KINDS = {
     "preference": ("prompt", "chosen", "rejected"),
+    "tree": ("nodes",),
     "pull": ("repo", "old", "patch", "pull"),
     "commit": ("repo", "old", "patch", "context"),
     "triplet": ("repo", "old", "patch"),
@@ -86,8 +83,8 @@ def render(record: Record, *, fim_middle_only: bool = False, change_only: bool =
     stay the same.
     Raises BadRecord for an unknown kind or a field of a wrong type."""
     kind = kind_of(record)
-    if kind == "preference":
-        raise BadRecord("a preference record is no training sequence", remedy="train on it with the preference loss")
+    if kind in ("preference", "tree"):
+        raise BadRecord(f"a {kind} record is several texts", remedy="take its chats one by one")
     if not isinstance(record.get("id"), str):
         raise BadRecord(f"a {kind} record without id", remedy="give every record an id that is a string")
     if kind == "document":
@@ -101,26 +98,6 @@ def render(record: Record, *, fim_middle_only: bool = False, change_only: bool =
     else:
         segments = chat_segments(record)
     return Sample(record["id"], kind, [s for s in segments if s.value])
-
-
-def tokenise(
-    record: Record, tokenizer: Tokenizer, *, fim_middle_only: bool = False, change_only: bool = False
-) -> Record:
-    """A record -> its tokens, as a sequence record of one sample that also carries `kind`. Each segment is encoded
-    on its own, so that no token lies on both sides of a control token or of the start of an answer."""
-    sample = render(record, fim_middle_only=fim_middle_only, change_only=change_only)
-    ids = [
-        [tokenizer.control[s.value]] if s.is_control else tokenizer.encode_ordinary(s.value) for s in sample.segments
-    ]
-    sizes = [len(part) for part in ids]
-    encoded = encode_sequence(
-        id=sample.id,
-        ids=[sample.id],
-        tokens=np.fromiter(chain.from_iterable(ids), np.uint32, sum(sizes)),
-        lengths=np.array([sum(sizes)], np.uint32),
-        loss=np.repeat(np.array([s.weight for s in sample.segments], np.float32), sizes),
-    )
-    return encoded | {"kind": sample.kind}
 
 
 def _fim(record: Record, outer: float) -> list[Segment]:

@@ -1,5 +1,12 @@
 """The sequence record: one row of training tokens, its documents and its loss weights, as base64 of little-endian
-arrays. A row holds whole documents back to back and no padding."""
+arrays. A row holds whole documents back to back and no padding. No token sees another document, and positions restart
+at each.
+
+A document may be a trie: texts that share their beginnings, each token once, depth first, so that what follows a token
+lies behind it without a gap. `parents` then tells, for every token of the row, the index inside its document of the
+token before it on its path, -1 for the first. A token sees those on its path, and its position is its depth. In a
+document that is no trie the parent is the token before. A row without tries has no `parents`.
+"""
 
 import base64
 import binascii
@@ -15,26 +22,31 @@ from iqc.streams.stage import Record
 @dataclass(slots=True)
 class Row:
     """tokens [n] u32; lengths [documents] u32, their sum is n; loss [n] u8 (only 0 and 1) or f32: the weight of
-    predicting each token from those before it in its document, so 0 at the first token of every document."""
+    predicting each token from those before it in its document, so 0 at the first token of every document; parents [n]
+    i32 or None; an id for each document."""
 
     tokens: NDArray[np.uint32]
     lengths: NDArray[np.uint32]
     loss: NDArray[np.uint8] | NDArray[np.float32]
     ids: list[str]
+    parents: NDArray[np.int32] | None = None
 
 
-def encode_sequence(*, id: str, ids: list[str], tokens: NDArray, lengths: NDArray, loss: NDArray) -> Record:
+def encode_sequence(
+    *, id: str, ids: list[str], tokens: NDArray, lengths: NDArray, loss: NDArray, parents: NDArray | None = None
+) -> Record:
     """Arrays -> record. The loss of the first token of every document becomes 0: nothing comes before it."""
     loss = loss.copy()
     loss[starts(lengths)] = 0
-    binary = bool(np.isin(loss, (0, 1)).all())
-    return {
+    binary = loss.dtype == np.uint8 or bool(np.isin(loss, (0, 1)).all())
+    record = {
         "id": id,
         "ids": ids,
         "tokens": _pack(tokens, "<u4"),
         "lengths": _pack(lengths, "<u4"),
         "loss": _pack(loss, "u1" if binary else "<f4"),
     }
+    return record if parents is None else record | {"parents": _pack(parents, "<i4")}
 
 
 def decode_sequence(record: Record) -> Row:
@@ -52,7 +64,8 @@ def decode_sequence(record: Record) -> Row:
     loss = np.frombuffer(raw, "u1" if len(raw) == tokens.size else "<f4")
     if loss[starts(lengths)].any():
         raise BadRecord("a sequence with a loss on the first token of a document", remedy="pack the samples again")
-    return Row(tokens, lengths, loss, ids)
+    parents = _parents(record, lengths) if "parents" in record else None
+    return Row(tokens, lengths, loss, ids, parents)
 
 
 def starts(lengths: NDArray) -> NDArray[np.int64]:
@@ -61,8 +74,23 @@ def starts(lengths: NDArray) -> NDArray[np.int64]:
     return ends - lengths
 
 
+def chain(size: int) -> NDArray[np.int32]:
+    """The parents of a document that is no trie: -1, 0, 1, ..."""
+    return np.arange(-1, size - 1, dtype=np.int32)
+
+
+def _parents(record: Record, lengths: NDArray) -> NDArray[np.int32]:
+    """Checked: the first token of a document has none, any other one that comes before it."""
+    parents, first = _unpack(record, "parents", "<i4"), starts(lengths)
+    if parents.size == int(lengths.sum(dtype=np.int64)):
+        place = np.arange(parents.size) - np.repeat(first, lengths)
+        if (parents < place).all() and ((parents < 0) == (place == 0)).all() and (parents >= -1).all():
+            return parents
+    raise BadRecord("a sequence whose parents are no tries of its documents", remedy="pack the samples again")
+
+
 def _pack(array: NDArray, dtype: str) -> str:
-    return base64.b64encode(array.astype(dtype).tobytes()).decode()
+    return base64.b64encode(array.astype(dtype, copy=False).tobytes()).decode("ascii")
 
 
 def _unpack(record: Record, field: str, dtype: str) -> NDArray:

@@ -1,40 +1,45 @@
 """The tokens room as stages: records to packed rows, and the text that a tokenizer is trained on."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from iqc.errors import BadRecord
-from iqc.streams.stage import Dropped, Record, Transform
-from iqc.tokens.pack import Packer
-from iqc.tokens.render import render, tokenise
+from iqc.streams.stage import Dropped, Noted, Record, Transform
+from iqc.tokens.pack import Encoded, Packer
+from iqc.tokens.render import render
+from iqc.tokens.tokenise import Options, samples
 from iqc.tokens.tokenizer import load
 
+NUMBERS = ("tokens", "learnt", "longest", "split", "cut", "pieces", "tails")  # of PackStats, for the summary
 
-def tokenise_stage(tokenizer: str, fim_middle_only: bool = False, change_only: bool = False) -> Transform:
-    """The map of `pack`: a record to its tokens."""
-    loaded = load(Path(tokenizer))
 
-    def transform(record: Record) -> Iterable[Record]:
-        yield tokenise(record, loaded, fim_middle_only=fim_middle_only, change_only=change_only)
+def tokenise_stage(tokenizer: str, **options: Any) -> Transform:
+    """The map of `pack`: a record to its samples. `options` are those of iqc.tokens.tokenise."""
+    loaded, asked = load(Path(tokenizer)), Options(**options)
+
+    def transform(record: Record) -> Iterable[Encoded | Dropped | Noted]:
+        return samples(record, loaded, asked)
 
     return transform
 
 
-def pack_all(packer: Packer, samples: Iterator[Record]) -> Iterator[Record | Dropped]:
-    """The reduce of `pack`: tokenised samples to rows."""
-    for sample in samples:
+def pack_all(packer: Packer, encoded: Iterator[Encoded]) -> Iterator[Record]:
+    """The reduce of `pack`: samples to rows."""
+    for sample in encoded:
         yield from packer.add(sample)
     yield from packer.finish()
 
 
-def packing(packer: Packer) -> tuple[Callable[[Iterator[Record]], Iterator[Record | Dropped]], Callable[[], dict]]:
+def packing(packer: Packer) -> tuple[Callable[[Iterator[Encoded]], Iterator[Record]], Callable[[], dict]]:
     """The reduce of `pack` and its numbers for the summary."""
 
     def measured() -> dict:
-        stats = asdict(packer.stats)
-        return {"fill": round(packer.stats.fill, 4)} | {k: stats[k] for k in ("tokens", "learnt", "split", "pieces")}
+        stats = packer.stats
+        numbers = {name: getattr(stats, name) for name in NUMBERS}
+        kinds = {name: dict(sorted(getattr(stats, name).items())) for name in ("by_kind", "learnt_by_kind")}
+        return {"fill": round(stats.fill, 4)} | numbers | kinds
 
     return partial(pack_all, packer), measured
 

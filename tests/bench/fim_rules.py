@@ -42,9 +42,9 @@ from iqc.fim.snippets import LEAST_MIDDLE
 from iqc.fim.stages import Around, fim
 from iqc.streams.stage import Dropped, Noted, Record
 from iqc.syntax.parse import nodes, parse
-from iqc.tokens.render import render, tokenise
-from iqc.tokens.sequence import decode_sequence
+from iqc.tokens.render import render
 from iqc.tokens.special import CONTROL
+from iqc.tokens.tokenise import tokenise
 from iqc.tokens.tokenizer import Tokenizer, train
 
 MAX_FILE = 60_000  # characters; longer ones only make the run slower
@@ -146,7 +146,7 @@ class Rules:
         return size <= BUDGET and (scope == "repository") == bool(sample["context"])
 
     def tokens(self, sample: Record) -> bool:
-        ids = decode_sequence(tokenise(sample, self.tokenizer)).tokens.tolist()
+        ids = tokenise(sample, self.tokenizer).tokens.tolist()
         names = {number: name for name, number in self.tokenizer.control.items()}
         found: list[str] = []
         piece: list[int] = []

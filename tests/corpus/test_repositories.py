@@ -11,8 +11,7 @@ from iqc.errors import UsageError
 from iqc.streams.stage import Dropped
 from iqc.streams.writer import dump
 from iqc.syntax.languages import language_of
-from iqc.tokens.render import tokenise
-from iqc.tokens.sequence import decode_sequence
+from iqc.tokens.tokenise import tokenise
 
 TEXTS = {
     "README.md": "# demo\n",
@@ -151,7 +150,7 @@ def test_tokens_are_those_of_the_packed_record(tokenizer, limit):
         one for one in repositories(snapshot(texts), options, Scores(), tokenizer) if not isinstance(one, Dropped)
     ]
     for record in records:
-        (count,) = decode_sequence(tokenise(record, tokenizer)).lengths
+        (count,) = tokenise(record, tokenizer).lengths
         assert record["metadata"]["tokens"] == count <= limit
     texts_found = {path: "" for path in texts}
     for record in records:
