@@ -95,5 +95,5 @@ def pack(
         "shared": shared.value,
     }
     options = {"tokenizer": loaded.digest, "method": method.value, "window": window, "fill": fill} | sample_options
-    factory = partial(tokenise_stage, tokenizer, **sample_options)
+    factory = partial(tokenise_stage, loaded, **sample_options)
     run_stage("pack", options, settings, factory, reduce=reduce, measure=measured)

@@ -10,14 +10,16 @@ from iqc.streams.stage import Dropped, Noted, Record, Transform
 from iqc.tokens.pack import Encoded, Packer
 from iqc.tokens.render import render
 from iqc.tokens.tokenise import Options, samples
-from iqc.tokens.tokenizer import load
+from iqc.tokens.tokenizer import Tokenizer, load
 
 NUMBERS = ("tokens", "learnt", "longest", "split", "cut", "pieces", "tails")  # of PackStats, for the summary
 
 
-def tokenise_stage(tokenizer: str, **options: Any) -> Transform:
-    """The map of `pack`: a record to its samples. `options` are those of iqc.tokens.tokenise."""
-    loaded, asked = load(Path(tokenizer)), Options(**options)
+def tokenise_stage(tokenizer: str | Tokenizer, **options: Any) -> Transform:
+    """The map of `pack`: a record to its samples. `tokenizer`: a directory, or one that is loaded, which forked workers
+    share. `options` are those of iqc.tokens.tokenise."""
+    loaded = load(Path(tokenizer)) if isinstance(tokenizer, str) else tokenizer
+    asked = Options(**options)
 
     def transform(record: Record) -> Iterable[Encoded | Dropped | Noted]:
         return samples(record, loaded, asked)

@@ -78,7 +78,7 @@ def samples(record: Record, tokenizer: Tokenizer, options: Options) -> Iterator[
 
 
 def encode_documents(documents: list[tuple[str, list[Segment]]], tokenizer: Tokenizer) -> Row:
-    """Segments of one or two documents, with their ids -> one row. Raises BadRecord for a lone surrogate."""
+    """Segments of one or two documents, with their ids -> one row."""
     parts, weights, lengths = [], [], []
     for _, segments in documents:
         found = [encode(tokenizer, segment) for segment in segments]
@@ -98,21 +98,15 @@ def encode_documents(documents: list[tuple[str, list[Segment]]], tokenizer: Toke
 
 
 def encode(tokenizer: Tokenizer, segment: Segment) -> NDArray[np.uint32]:
+    """The tokens of one segment. Raises BadRecord for a lone surrogate."""
     if segment.is_control:
         return np.array([tokenizer.control[segment.value]], np.uint32)
-    try:
-        return np.array(tokenizer.encode_ordinary(segment.value), np.uint32)
-    except (UnicodeEncodeError, TypeError):
-        raise BadRecord(
-            "text with a lone surrogate, which is no character", remedy="remove it, or decode the text again"
-        ) from None
+    return tokenizer.encode_array(segment.value)
 
 
 def line_ends(tokenizer: Tokenizer) -> NDArray[np.bool_]:
     """Whether a token ends a line: [vocabulary]."""
-    ends = np.zeros(tokenizer.vocab_size, np.bool_)
-    ends[[number for piece, number in tokenizer.full.get_vocab().items() if piece.endswith("\u010a")]] = True
-    return ends
+    return np.array([tokenizer.bytes([number]).endswith(b"\n") for number in range(tokenizer.vocab_size)])
 
 
 def _sample(record: Record, kind: str, tokenizer: Tokenizer, options: Options) -> Iterator[Encoded | Dropped | Noted]:
