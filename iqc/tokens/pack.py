@@ -1,9 +1,9 @@
 """Samples -> rows of at most `context` tokens, samples back to back, no padding stored.
 
-best_fit  Best-fit-decreasing in a window (Ding et al. 2024, arXiv 2404.10830, who pack all documents so): the samples,
-          longest first, each go into the row with the least room that still holds it. Then the fullest rows leave, as
-          many as are `fill` full together; the samples of the others wait for the next window, up to half of it. Where
-          rows less full than that have to leave, documents that wait are cut to fill them, the greatest room first.
+best_fit  Best fit, longest first, in a window (Ding et al. 2024, arXiv 2404.10830, pack all documents so): rows are
+          completed one by one, see `complete_rows`. Then the fullest rows leave, as many as are `fill` full together;
+          the samples of the others wait for the next window, up to half of it. Where rows less full than that have to
+          leave, documents that wait are cut to fill them, the greatest room first.
 concat    In the order in which they came; a document that does not fit is cut at the end of the row.
 
 Only plain text (a document, a repository) is ever cut: a chat without its beginning or a middle without its prefix
@@ -14,7 +14,7 @@ WINDOW_TOKENS, so the memory is at most 160 MiB for tokens and losses that are 0
 """
 
 import hashlib
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,6 +32,7 @@ WINDOW_TOKENS = 1 << 25  # 1,024 rows at 32k: long samples end a window before i
 WINDOW_ROWS = 8  # a window of short samples goes on until it fills as many rows, or has as many times its samples
 FILL = 0.995
 PIECE = 64  # tokens, or an eighth of a small context: fewer are no piece worth having
+ENOUGH = 1024  # a row with 1/1024 of the context left is full: no better completion is looked for
 NEAR = 64  # a line that ends in the last 1/64 of a piece's room ends it: 512 tokens at 32k, of which 6 are lost
 
 METHODS = ("best_fit", "concat")
@@ -159,7 +160,7 @@ class Packer:
     def _pack_window(self) -> list[_Bin]:
         """The fullest bins of the samples that wait: never the last, and at least half of the samples and tokens."""
         pieces, self._waiting, self._waiting_tokens = self._waiting, [], 0
-        bins = sorted(best_fit_decreasing(pieces, self.context), key=lambda b: b.room)
+        bins = sorted(complete_rows(pieces, self.context), key=lambda b: b.room)
         rooms = list(accumulate(b.room for b in bins))
         leave = sum(room <= (1 - self.fill) * self.context * count for count, room in enumerate(rooms, start=1))
         counts, sizes = accumulate(len(b.pieces) for b in bins), accumulate(self.context - b.room for b in bins)
@@ -270,21 +271,42 @@ class Packer:
         return record
 
 
-def best_fit_decreasing(pieces: list[_Piece], context: int) -> list[_Bin]:
-    """The longest first, each into the bin with the least room that holds it."""
-    bins: list[_Bin] = []
-    rooms: list[tuple[int, int]] = []  # (room, bin), sorted: the first that is large enough is the best fit
-    for piece in sorted(pieces, key=lambda p: (-p.size, p.order, p.part or 0)):
-        at = bisect_left(rooms, (piece.size, 0))
-        if at == len(rooms):
-            bins.append(_Bin(context))
-            number = len(bins) - 1
-        else:
-            number = rooms.pop(at)[1]
-        bins[number].room -= piece.size
-        bins[number].pieces.append(piece)
-        insort(rooms, (bins[number].room, number))
+def complete_rows(pieces: list[_Piece], context: int) -> list[_Bin]:
+    """Row by row: the longest piece that is left starts a row, and is completed by what leaves the least room: the
+    longest that fit, one after the other, the last two of them as the best pair. (Minimum bin slack, Gupta and Ho 1999,
+    with the search cut to pairs. Best-fit-decreasing proper looks at one piece at a time and leaves thrice the room
+    where a row holds few.)"""
+    pieces = sorted(pieces, key=lambda p: (p.size, -p.order, -(p.part or 0)))
+    sizes = np.array([piece.size for piece in pieces], np.int64)
+    left = np.arange(len(pieces))
+    bins = []
+    while left.size:
+        chosen = [left.size - 1, *_completion(sizes[left[:-1]], context - int(sizes[left[-1]]), context // ENOUGH)]
+        found = [pieces[number] for number in left[chosen]]
+        bins.append(_Bin(context - sum(piece.size for piece in found), found))
+        left = np.delete(left, chosen)
     return bins
+
+
+def _completion(sizes: NDArray[np.int64], room: int, enough: int) -> list[int]:
+    """Which of the sizes, in ascending order, fill the room; the search ends where `enough` room or less is left."""
+    best: list[int] = []
+    least, taken = room, []
+    while least > enough and (fitting := int(np.searchsorted(sizes, room, "right"))):
+        sizes = sizes[:fitting]
+        last = fitting - 1
+        if room - sizes[last] < least:
+            least, best = room - int(sizes[last]), [*taken, last]
+        if least > enough and fitting > 1 and sizes[last] + sizes[last - 1] > room:
+            partners = np.searchsorted(sizes, room - sizes, "right") - 1  # the longest that still fits beside each
+            numbers = np.arange(fitting)
+            sums = np.where(partners > numbers, sizes + sizes[partners], 0)
+            first = int(sums.argmax())
+            if sums[first] and room - sums[first] < least:
+                least, best = room - int(sums[first]), [*taken, first, int(partners[first])]
+        taken.append(last)
+        room, sizes = room - int(sizes[last]), sizes[:last]
+    return best
 
 
 def chains(lengths: NDArray) -> NDArray[np.int32]:
