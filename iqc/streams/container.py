@@ -29,6 +29,7 @@ CHUNK = 8 << 20  # bytes of text after which a frame ends; at 8 MiB frames cost 
 MAX_RECORD = 64 << 20  # bytes of JSON; bounds what one worker holds
 MAX_FRAME = CHUNK + MAX_RECORD + 1  # bytes of text in one frame of ours
 MAX_WINDOW = 1 << 27  # bytes; what `zstd --long` writes at most unless asked for more
+GATHER = CHUNK // 2  # bytes; what is smaller is gathered: outputs to frames, frames to chunks
 LEVEL = 3
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -36,6 +37,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 LINEAGE_MAGIC = 0x184D2A52
 SEEK_TABLE_MAGIC = 0x184D2A5E  # fixed by the seekable format
 SEEK_FOOTER_MAGIC = 0x8F92EAB1
+ENTRY = 8  # bytes of the seek table a frame
 NOT_JOINED = "give several streams as several INPUTs instead of joining them with cat"
 BLOCK_MAX = 128 << 10  # RFC 8878, 3.1.1.2: a block regenerates at most this many bytes
 
@@ -137,8 +139,18 @@ class Index:
     lineage: dict
 
 
-def read_index(path: str) -> Index | None:
-    """The index of a stream file, or None when `path` is not one whole seekable file of ours."""
+@dataclass(slots=True)
+class Tail:
+    """The end of a stream file: its lineage, and its seek table as it is, for the data frames alone."""
+
+    table: bytes  # ENTRY bytes a frame: its compressed and decompressed size, u32 each
+    table_offset: int  # in the file
+    data_size: int  # bytes of the data frames, as the rest of the file says
+    lineage: dict
+
+
+def read_tail(path: str) -> Tail | None:
+    """The end of a stream file, or None when `path` is not one whole seekable file of ours."""
     with open(path, "rb") as file:
         if not file.seekable():
             return None
@@ -146,29 +158,40 @@ def read_index(path: str) -> Index | None:
         if length < 17:
             return None
         file.seek(length - 9)
-        count, _, magic = struct.unpack("<IBI", file.read(9))
-        table_size = 8 * count + 17
-        if magic != SEEK_FOOTER_MAGIC or table_size > length:
+        count, descriptor, magic = struct.unpack("<IBI", file.read(9))
+        table_size = ENTRY * count + 17
+        if magic != SEEK_FOOTER_MAGIC or descriptor or table_size > length or count < 2:
             return None
         file.seek(length - table_size)
         table = file.read(table_size)
-        entries = list(struct.iter_unpack("<II", table[8:-9]))
-        if len(entries) < 2 or sum(size for size, _ in entries) + table_size != length:
-            return None  # not ours, or several streams one after the other
-        *data, (lineage_size, _) = entries
-        if table != seek_table([*data, (lineage_size, 0)]):
+        lineage_size, nothing = struct.unpack("<II", table[-9 - ENTRY : -9])
+        data_size = length - table_size - lineage_size
+        if table[:8] != struct.pack("<II", SEEK_TABLE_MAGIC, table_size - 8):
             return None
         file.seek(0)
-        if not is_marked(file.read(14)) or lineage_size > MAX_FRAME:
+        if nothing or lineage_size > MAX_FRAME or data_size < 0 or not is_marked(file.read(14)):
+            return None  # not ours, or several streams one after the other
+        file.seek(data_size)
+        head = file.read(lineage_size)
+        if head[:4] != struct.pack("<I", LINEAGE_MAGIC):
             return None
-        file.seek(length - table_size - lineage_size)
-        lineage = parse_lineage(file.read(lineage_size), path)
-    check_frames(lineage, data, path)
+        return Tail(table[8 : -9 - ENTRY], length - table_size + 8, data_size, parse_lineage(head, path))
+
+
+def read_index(path: str) -> Index | None:
+    """The index of a stream file, or None when `path` is not one whole seekable file of ours."""
+    tail = read_tail(path)
+    if tail is None:
+        return None
+    data = list(struct.iter_unpack("<II", tail.table))
+    if sum(size for size, _ in data) != tail.data_size:
+        return None
+    check_frames(tail.lineage, data, path)
     refs, offset = [], 0
-    for (compressed, size), records in zip(data, lineage["frames"]):
+    for (compressed, size), records in zip(data, tail.lineage["frames"]):
         refs.append(FrameRef(offset, compressed, size, records))
         offset += compressed
-    return Index(refs, lineage)
+    return Index(refs, tail.lineage)
 
 
 def check_frames(lineage: dict, data: list[tuple[int, int]], name: str) -> None:

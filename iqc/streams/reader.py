@@ -1,39 +1,43 @@
 """Inputs in, chunks of whole lines out.
 
 A chunk is the unit of work of a stage: about 8 MiB of lines. What the chunks of an input are depends only on its bytes,
-never on the number of workers, so neither does the output. A stream file of ours is cut where its frames end and not
-read here at all: its chunks are references, and the workers read their frames themselves. Any other input (a pipe,
-plain text, gzip, zstd from elsewhere) is read here in order and cut at the first line end at or after 8 MiB.
+never on the number of workers, so neither does the output. A stream file of ours is cut where its frames end, small
+ones (of training rows) taken together, and not read here at all: its chunks are references, and the workers read their
+frames themselves. Any other input (a pipe, plain text, gzip, zstd from elsewhere) is read here in order and cut at the
+first line end at or after 8 MiB.
 """
 
 import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import orjson
 
 from iqc.errors import IqcError, UsageError
 from iqc.streams import container
-from iqc.streams.container import CHUNK, GZIP_MAGIC, MAX_RECORD, ZSTD_MAGIC, ByteSource, Piece
+from iqc.streams.container import CHUNK, GATHER, GZIP_MAGIC, MAX_RECORD, ZSTD_MAGIC, ByteSource, Piece
 from iqc.streams.lineage import Digest, Input, checked_lineage, line_digest
 
 MANIFEST = "manifest.json"
+T = TypeVar("T")
 LONG = 1 << 10  # bytes of a line that is cut by itself
 OVERSIZED = b"\0iqc: oversized"  # stands for a line over MAX_RECORD; NUL never begins a JSON line
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Whole lines of one input: text, a frame, or a reference to a frame in a file."""
+    """Whole lines of one input: text, frames, or a reference to frames in a file."""
 
     source: int  # number of the input it belongs to
     name: str  # of that input, for errors
     text: bytes | None = None
-    frame: bytes | None = None
+    frame: bytes | None = None  # or several, back to back
+    cuts: list[int] = field(default_factory=list)  # where in these bytes the second frame begins, the third, ...
     offset: int = 0
     compressed: int = 0
     records: int | None = None  # where the file's index tells
@@ -72,7 +76,8 @@ class Chunk:
             with open(self.name, "rb") as file:
                 file.seek(self.offset)
                 frame = file.read(self.compressed)
-        return container.decompress(frame, self.name)
+        edges = [0, *self.cuts, len(frame)]
+        return b"".join(container.decompress(frame[start:end], self.name) for start, end in pairwise(edges))
 
 
 class Source:
@@ -134,11 +139,11 @@ class Source:
             )
         if index is not None:
             self.ours, self.lineage = True, index.lineage
-            for ref in index.frames:
-                if ref.size:
-                    yield Chunk(
-                        self.number, self.name, offset=ref.offset, compressed=ref.compressed, records=ref.records
-                    )
+            for refs in gathered((ref.size, ref) for ref in index.frames if ref.size):
+                chunk = Chunk(self.number, self.name, offset=refs[0].offset)
+                *chunk.cuts, chunk.compressed = accumulate(ref.compressed for ref in refs)
+                chunk.records = sum(ref.records for ref in refs)
+                yield chunk
             self.whole = True
             return
         with open_binary(self.name) as file:
@@ -169,9 +174,15 @@ class Source:
         if not container.is_marked(first.data):
             yield from self._cut(container.zstd_text(chain([first], pieces), source.name), source.name)
             return
-        self.ours, lineage = True, None
+        self.ours = True
+        for frames in gathered(self._frames(whole_frames(chain([first], pieces), source.name), source)):
+            *cuts, _ = accumulate(map(len, frames))
+            yield Chunk(self.number, source.name, frame=b"".join(frames), cuts=cuts)
+
+    def _frames(self, frames: Iterator[bytes], source: ByteSource) -> Iterator[tuple[int, bytes]]:
+        """The data frames of a stream of ours with the size of their text; its end is checked."""
+        lineage = None
         entries: list[tuple[int, int]] = []  # what the seek table must say
-        frames = whole_frames(chain([first], pieces), source.name)
         for frame in frames:
             size = 0
             if int.from_bytes(frame[:4], "little") == container.LINEAGE_MAGIC:
@@ -179,7 +190,7 @@ class Source:
             elif not container.is_skippable(frame[:4]):
                 size = container.content_size(frame, source.name)
                 if size:
-                    yield Chunk(self.number, source.name, frame=frame)
+                    yield size, frame
             elif lineage is not None and frame == container.seek_table(entries):
                 break
             entries.append((len(frame), size))
@@ -224,6 +235,20 @@ class Source:
                     parts, size, since_newline = [], 0, 0
         if parts:
             yield Chunk(self.number, name, text=b"".join(parts))
+
+
+def gathered(frames: Iterable[tuple[int, T]]) -> Iterator[list[T]]:
+    """(Bytes of text, frame) to the frames of a chunk: one of GATHER or more, or smaller ones of CHUNK at most."""
+    group: list[T] = []
+    total = 0
+    for size, frame in frames:
+        if group and (total >= GATHER or total + size > CHUNK):
+            yield group
+            group, total = [], 0
+        group.append(frame)
+        total += size
+    if group:
+        yield group
 
 
 def whole_frames(pieces: Iterable[Piece], name: str) -> Iterator[bytes]:

@@ -9,11 +9,11 @@ from typing import Any
 import orjson
 
 from iqc.errors import BadRecord
-from iqc.streams.container import MAX_RECORD, Frame, compress
+from iqc.streams.container import GATHER, MAX_RECORD, Frame, compress
 from iqc.streams.lineage import line_digest
 from iqc.streams.reader import OVERSIZED, Chunk
 from iqc.streams.stage import Dropped, Noted, Raw, Transform
-from iqc.streams.writer import GATHER, Texts, dump
+from iqc.streams.writer import Texts, dump
 
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 LONG_INTEGER = re.compile(rb"(?<=[:\[,\s])(-?[0-9]{19,})(?=[\s,}\]])")

@@ -13,14 +13,12 @@ from typing import BinaryIO
 import orjson
 
 from iqc.errors import BadRecord, ClosedPipe, IqcError
-from iqc.streams.container import CHUNK, MAX_RECORD, Frame, FrameWriter, compress
+from iqc.streams.container import CHUNK, GATHER, MAX_RECORD, Frame, FrameWriter, compress
 from iqc.streams.lineage import Digest, line_digest
 from iqc.streams.stage import Record
 
 BLOCK = 256 << 10  # bytes of lines that are digested and joined at a time: they are in the processor's cache
-GATHER = (
-    CHUNK // 2
-)  # bytes; outputs of chunks below this are gathered, so that a strict filter does not make tiny frames
+ROW = {"tokens", "lengths", "loss"}  # fields of a sequence of training tokens
 
 
 class AtomicFile:
@@ -194,8 +192,13 @@ class StreamWriter:
         self._count(len(text), records, line_digests)
 
     def add_record(self, record: Record) -> None:
+        """One record. A sequence is a frame of its own: a trainer reads them in random order."""
         line = dump(record)
+        if alone := not self.plain and record.keys() >= ROW:
+            self._flush()
         self.add_text(line + b"\n", 1, line_digest(line))
+        if alone:
+            self._flush()
 
     def _count(self, size: int, records: int, line_digests: bytes) -> None:
         self.bytes += size

@@ -254,3 +254,21 @@ def test_a_gzip_bomb_is_read_a_megabyte_at_a_time():
     bomb = gzip.compress(b"\0" * (64 << 20), 9)
     source = ByteSource(io.BufferedReader(io.BytesIO(bomb)), "x")
     assert max(map(len, container.gzip_text(source))) <= 1 << 20
+
+
+@given(sizes=st.lists(st.integers(0, 400), max_size=60), per_frame=st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_small_frames_come_together_and_the_same_from_a_pipe(tmp_path_factory, make_stream, sizes, per_frame):
+    path = make_stream(tmp_path_factory.getbasetemp() / "small.zst", [{"x": "y" * size} for size in sizes], per_frame)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "GATHER", 1000)
+        patch.setattr(reader, "CHUNK", 2000)
+        whole = [list(chunk.lines()) for chunk in reader.Source(str(path)).chunks()]
+        patch.setattr(container, "read_index", lambda path: None)
+        piped = [list(chunk.lines()) for chunk in reader.Source(str(path)).chunks()]
+    assert piped == whole
+    assert [line for lines in whole for line in lines] == [orjson.dumps({"x": "y" * size}) for size in sizes]
+    chunks = [sum(len(line) + 1 for line in lines) for lines in whole]
+    assert all(size <= 2000 for size in chunks)
+    # a chunk ends before 1000 bytes only where the next frame would take it beyond 2000
+    assert all(size >= 1000 or size + chunks[at + 1] > 2000 for at, size in enumerate(chunks[:-1]))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from iqc.errors import BadRecord, IqcError
 from iqc.streams import writer
 from iqc.streams.container import CHUNK, MAX_RECORD, read_index
-from iqc.streams.lineage import line_digest
+from iqc.streams.lineage import Stage, line_digest, lineage_of
 from iqc.streams.writer import BLOCK, AtomicFile, StreamWriter, Texts, dump
 
 
@@ -158,3 +158,13 @@ def test_small_texts_are_gathered(tmp_path):
     assert data.count(b"\x28\xb5\x2f\xfd") == 5  # 20 MB in frames of 4 MiB
     with pytest.raises(IqcError):
         read_index(str(tmp_path / "x.zst"))  # that lineage has no stage
+
+
+def test_a_sequence_is_a_frame_of_its_own(tmp_path):
+    row = {"id": "r", "tokens": "", "lengths": "", "loss": ""}
+    other = {"id": "o", "text": ""}
+    out = StreamWriter(AtomicFile(tmp_path / "x.zst"))
+    for record in (other, other, row, row, other, row):
+        out.add_record(record)
+    out.finish(lineage_of(Stage("x", "1"), [], {}, out.output()))
+    assert [frame.records for frame in read_index(str(tmp_path / "x.zst")).frames] == [2, 1, 1, 1, 1]
