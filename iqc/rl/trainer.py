@@ -26,7 +26,7 @@ from iqc.sandbox.verdict import calls_of
 from iqc.streams.lineage import Input, Stage, lineage_of
 from iqc.streams.runner import Counts, Settings, StreamInput, read_records, report
 from iqc.streams.stage import Record, require
-from iqc.tokens.loader import row_indices
+from iqc.tokens.order import row_indices
 from iqc.tokens.special import PAD
 from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tokenizer import load as load_tokenizer

@@ -78,8 +78,8 @@ class Frame:
     records: int
 
 
-def compress(text: bytes, records: int) -> Frame:
-    compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True, write_content_size=True)
+def compress(text: bytes, records: int, level: int = LEVEL) -> Frame:
+    compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
     return Frame(compressor.compress(text), len(text), records)
 
 

@@ -296,7 +296,7 @@ def open_inputs(names: list[str]) -> list[Source]:
     for name in names:
         if name != "-" and os.path.isdir(name):
             shards, manifest = shards_of(Path(name))
-            sources += [Source(path, manifest=manifest, expected=digest) for path, digest in shards.items()]
+            sources += [Source(path, manifest=manifest, expected=item["digest"]) for path, item in shards.items()]
         elif name != "-" and not os.path.exists(name):
             raise IqcError("no such file", where=name)
         else:
@@ -316,13 +316,15 @@ def results(sources: list[Source]) -> list[Input]:
     return found
 
 
-def shards_of(directory: Path) -> tuple[dict[str, str], Input]:
-    """The files of a finished directory of shards with their digests, and its lineage, by its manifest."""
+def shards_of(directory: Path) -> tuple[dict[str, dict], Input]:
+    """The files of a finished directory of shards with digest, records and bytes of each, and its lineage."""
     try:
         manifest = checked_lineage(orjson.loads((directory / MANIFEST).read_bytes()))
         output = manifest["output"]
         lineage = {key: manifest[key] for key in ("iqc", "stage", "stages", "output")}
-        shards = {str(directory / shard["file"]): shard["digest"] for shard in manifest["shards"]}
+        shards = {str(directory / shard["file"]): shard for shard in manifest["shards"]}
+        if any(type(shard["digest"]) is not str or type(shard["records"]) is not int for shard in shards.values()):
+            raise ValueError("a shard without digest or records")
         return shards, Input(output["digest"], output["records"], lineage)
     except FileNotFoundError:
         raise IqcError(

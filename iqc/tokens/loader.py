@@ -1,22 +1,21 @@
-"""Rows -> training batches, as a pure function of the number of the row in the whole run.
+"""Rows -> training batches, as a pure function of the number of the row in the whole run (`order`).
 
-Row g of a run is in epoch g // rows, at place g % rows of that epoch's order, and the order comes from (seed, epoch)
-alone. So a trainer starts at any step at once, and any number of ranks share the same global batches: each takes its
-own range of a batch's rows.
+So a run goes on from any step by reading that step's rows alone. Batches are made ahead, in a thread.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from iqc.errors import BadRecord, IqcError
-from iqc.streams.stage import Record
-from iqc.tokens.sequence import decode_sequence
+from iqc.errors import BadRecord
+from iqc.tokens.dataset import Dataset
+from iqc.tokens.order import row_indices
 
-MAX_TOKENS = 1 << 31  # held in memory: 8 GiB of tokens, and 2 (0/1) or 8 GiB (weights) of losses
+AHEAD = 2  # batches made before they are asked for
 
 
 @dataclass(slots=True)
@@ -30,82 +29,69 @@ class Batch:
     lengths: list[NDArray[np.int64]]
 
 
-class SequenceStore:
-    """All rows of a training set in memory, `max_tokens` at most: 5 bytes a token, 8 where any loss is neither 0 nor 1
-    (twice that while they are read). Raises IqcError when there are none or more than that, BadRecord for a record
-    that is no sequence."""
+@dataclass(slots=True)
+class Limits:
+    """What a model takes: rows of at most `context` tokens, each below `vocab_size`; `pad_id` fills a batch up."""
 
-    def __init__(self, records: Iterable[Record], *, max_tokens: int = MAX_TOKENS) -> None:
-        tokens, losses, lengths = [], [], []
-        total = 0
-        for record in records:
-            row = decode_sequence(record)
-            total += row.tokens.size
-            if total > max_tokens:
-                raise IqcError(
-                    f"the training rows hold more than {max_tokens} tokens", remedy="train on fewer files at a time"
-                )
-            tokens.append(row.tokens)
-            losses.append(row.loss)
-            lengths.append(row.lengths)
-        if not tokens:
-            raise IqcError("no training rows", remedy="give the output of `iqc pack`")
-        self.tokens = np.concatenate(tokens)
-        self.losses = np.concatenate(losses)
-        self.lengths = np.concatenate(lengths)
-        self.row_ends = np.cumsum([row.size for row in tokens], dtype=np.int64)
-        self.document_ends = np.cumsum([row.size for row in lengths], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.row_ends)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row."""
-        return int(np.diff(self.row_ends, prepend=0).max())
-
-    def row(self, index: int) -> tuple[NDArray[np.uint32], NDArray, NDArray[np.uint32]]:
-        """Tokens, loss weights and document lengths of one row: views, no copies."""
-        start, end = (self.row_ends[index - 1] if index else 0), self.row_ends[index]
-        first, last = (self.document_ends[index - 1] if index else 0), self.document_ends[index]
-        return self.tokens[start:end], self.losses[start:end], self.lengths[first:last]
-
-
-def row_indices(rows: int, seed: int, first: int, count: int) -> NDArray[np.int64]:
-    """Which rows of the store are rows `first` ... `first + count - 1` of the run: [count]."""
-    run = np.arange(first, first + count, dtype=np.int64)
-    epochs, places = np.divmod(run, rows)
-    return np.array([_order(rows, seed, int(epoch))[place] for epoch, place in zip(epochs, places)], np.int64)
-
-
-def assemble(store: SequenceStore, indices: Iterable[int], *, context: int, pad_id: int) -> Batch:
-    """Those rows as one batch of T = `context`. Raises BadRecord when a row is longer."""
-    picked = [store.row(int(index)) for index in indices]
-    tokens = np.full((len(picked), context), pad_id, np.int64)
-    weights = np.zeros((len(picked), context), np.float32)
-    for at, (row, loss, _) in enumerate(picked):
-        if row.size > context:
-            raise BadRecord(
-                f"a row of {row.size} tokens for a context of {context}", remedy="pack with the context you train with"
-            )
-        tokens[at, : row.size] = row
-        weights[at, : row.size] = loss
-    return Batch(tokens, weights, [lengths.astype(np.int64) for _, _, lengths in picked])
+    context: int
+    vocab_size: int
+    pad_id: int
 
 
 def batches(
-    store: SequenceStore, *, seed: int, batch_rows: int, context: int, pad_id: int, start: int = 0
-) -> Iterator[Batch]:
-    """Batches `start`, `start + 1`, ... without end: batch k holds rows k * batch_rows and on of the run."""
-    while True:
-        indices = row_indices(len(store), seed, start * batch_rows, batch_rows)
-        yield assemble(store, indices, context=context, pad_id=pad_id)
-        start += 1
+    dataset: Dataset, limits: Limits, *, seed: int, batch_rows: int, start: int = 0, rank: int = 0, ranks: int = 1
+) -> Generator[Batch, None, None]:
+    """Batches `start`, `start + 1`, ... without end: batch k holds rows k * batch_rows and on of the run, and of these
+    a rank takes, and reads, a run of its own: those of all ranks one after the other are the batch.
+
+    What goes wrong in the thread is raised here, at the batch that it spoils. Close the generator to end the thread.
+    """
+    first, end = (batch_rows * number // ranks for number in (rank, rank + 1))
+
+    def make(batch: int) -> Batch:
+        indices = row_indices(len(dataset), seed, batch * batch_rows + first, end - first)
+        return assemble(dataset, indices, limits)
+
+    thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    try:
+        made = deque(thread.submit(make, start + ahead) for ahead in range(AHEAD))
+        while True:
+            start += 1
+            made.append(thread.submit(make, start + AHEAD - 1))
+            yield made.popleft().result()
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
-@lru_cache(maxsize=2)
-def _order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of an epoch. Sorting the raw output of PCG64 rather than Generator.permutation: NumPy promises that
-    the former never changes (NEP 19), and a resumed run must see the order that it started with."""
-    keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(rows)
-    return np.argsort(keys, kind="stable")
+def in_order(dataset: Dataset, limits: Limits, batch_rows: int) -> Iterator[Batch]:
+    """All rows once, in the order of the set; the last batch may be smaller."""
+    for start in range(0, len(dataset), batch_rows):
+        yield assemble(dataset, range(start, min(start + batch_rows, len(dataset))), limits)
+
+
+def assemble(dataset: Dataset, indices: Sequence[int] | NDArray[np.int64], limits: Limits) -> Batch:
+    """Those rows as one batch of T = `limits.context`. Raises BadRecord, which names it, for a row that is longer, or
+    has a token that the model does not know."""
+    indices = np.asarray(indices, np.int64)
+    tokens = np.empty((len(indices), limits.context), np.int64)
+    weights = np.empty((len(indices), limits.context), np.float32)
+    lengths = []
+    for at, row in enumerate(dataset.rows(indices)):
+        size = row.tokens.size
+        if size > limits.context:
+            raise BadRecord(
+                f"a row of {size} tokens for a context of {limits.context}",
+                where=dataset.place(int(indices[at])),
+                remedy=f"iqc pack --context {limits.context}",
+            )
+        tokens[at, :size], tokens[at, size:] = row.tokens, limits.pad_id
+        weights[at, :size], weights[at, size:] = row.loss, 0
+        lengths.append(row.lengths.astype(np.int64))
+    if tokens.max(initial=0) >= limits.vocab_size:
+        at = int(np.argmax(tokens.max(axis=1)))
+        raise BadRecord(
+            f"token {tokens[at].max()} for a vocabulary of {limits.vocab_size}",
+            where=dataset.place(int(indices[at])),
+            remedy="pack again with the tokenizer of the model",
+        )
+    return Batch(tokens, weights, lengths)

@@ -53,7 +53,8 @@ def decode_sequence(record: Record) -> Row:
     """Record -> arrays. Raises BadRecord when a field is absent, is not base64, or the sizes disagree."""
     tokens, lengths = _unpack(record, "tokens", "<u4"), _unpack(record, "lengths", "<u4")
     raw = _bytes(record, "loss")
-    total, ids = int(lengths.sum(dtype=np.int64)), record.get("ids")
+    ends, ids = lengths.cumsum(dtype=np.int64), record.get("ids")
+    total = int(ends[-1]) if ends.size else 0
     if total != tokens.size or len(raw) not in (tokens.size, 4 * tokens.size) or not lengths.all():
         raise BadRecord(
             f"a sequence of {tokens.size} tokens whose lengths add up to {total} and whose loss has {len(raw)} bytes",
@@ -62,7 +63,7 @@ def decode_sequence(record: Record) -> Row:
     if not isinstance(ids, list) or len(ids) != lengths.size:
         raise BadRecord(f"a sequence of {lengths.size} documents without one id each", remedy="pack the samples again")
     loss = np.frombuffer(raw, "u1" if len(raw) == tokens.size else "<f4")
-    if loss[starts(lengths)].any():
+    if loss[ends - lengths].any():
         raise BadRecord("a sequence with a loss on the first token of a document", remedy="pack the samples again")
     parents = _parents(record, lengths) if "parents" in record else None
     return Row(tokens, lengths, loss, ids, parents)
@@ -102,6 +103,6 @@ def _unpack(record: Record, field: str, dtype: str) -> NDArray:
 
 def _bytes(record: Record, field: str) -> bytes:
     try:
-        return base64.b64decode(record[field], validate=True)
+        return binascii.a2b_base64(record[field], strict_mode=True)
     except (KeyError, TypeError, ValueError, binascii.Error):
         raise BadRecord(f"{field} is not base64", remedy="give a sequence record, as `iqc pack` writes it") from None

@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,9 @@ from iqc.model.config import ModelConfig, extend_context, preset
 from iqc.model.decoder import Decoder, Recompute
 from iqc.model.fold import fold
 from iqc.streams.lineage import Input, Stage, lineage_of
-from iqc.streams.runner import Counts, Settings, StreamInput, read_records, report
-from iqc.tokens.loader import Batch, SequenceStore, batches
+from iqc.streams.runner import Counts, Settings, report
+from iqc.tokens.dataset import Dataset, open_dataset
+from iqc.tokens.loader import Batch, Limits, batches, in_order
 from iqc.tokens.special import EOS, PAD
 from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tokenizer import load as load_tokenizer
@@ -129,19 +131,20 @@ def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, remedy: str) -> 
         )
 
 
-def check_rows(store: SequenceStore, context: int, vocab_size: int) -> None:
-    """Rows must fit the context and the vocabulary, and there must be something to learn."""
-    if store.longest > context:
-        raise IqcError(
-            f"rows of {store.longest} tokens for a context of {context}", remedy=f"iqc pack --context {context}"
-        )
-    if int(store.tokens.max()) >= vocab_size:
-        raise IqcError(
-            f"token {store.tokens.max()} for a vocabulary of {vocab_size}",
-            remedy="pack again with the tokenizer of the model",
-        )
-    if not store.losses.any():
-        raise IqcError("rows without a token to learn", remedy="look at the loss of the records that were packed")
+def check_rows(inputs: list[Input], limits: Limits) -> None:
+    """What lineage tells of the rows before one is read: they must fit, and there must be something to learn.
+
+    Rows of which it tells nothing are checked when they are read.
+    """
+    for item in inputs:
+        counts = item.lineage["stages"][item.lineage["stage"]]["counts"] if item.lineage else {}
+        if counts.get("longest", 0) > limits.context:
+            raise IqcError(
+                f"rows of {counts['longest']} tokens for a context of {limits.context}",
+                remedy=f"iqc pack --context {limits.context}",
+            )
+        if counts.get("learnt") == 0:
+            raise IqcError("rows without a token to learn", remedy="look at the loss of the records that were packed")
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[list[int]], torch.Tensor]:
@@ -200,18 +203,12 @@ def update(
 
 
 @torch.no_grad()
-def evaluate(
-    model: Decoder, store: SequenceStore, context: int, rows: int, products: torch.dtype | None = None
-) -> float:
-    """The mean loss in nats a token over a whole store."""
+def evaluate(model: Decoder, dataset: Dataset, limits: Limits, rows: int, products: torch.dtype | None = None) -> float:
+    """The mean loss in nats a token over a whole dataset, `rows` at a time."""
     model.eval()
     device = model.lm_head.weight.device
     total = count = 0.0
-    for number, batch in enumerate(batches(store, seed=0, batch_rows=rows, context=context, pad_id=0)):
-        wanted = min(rows, len(store) - number * rows)
-        if wanted <= 0:
-            break
-        part = Batch(batch.tokens[:wanted], batch.weights[:wanted], batch.lengths[:wanted])
+    for part in in_order(dataset, limits, rows):
         with products_in(products, device):
             nll, weight = model.loss(*to_device(part, device))
         total, count = total + nll.item(), count + weight.item()
@@ -222,26 +219,27 @@ def evaluate(
 def train(
     settings: TrainSettings,
     stage: TrainingStage,
-    store: SequenceStore,
+    dataset: Dataset,
     inputs: list[Input],
     tokenizer: Tokenizer,
     tokenizer_files: Path,
     directory: str,
-    valid: SequenceStore | None = None,
+    valid: Dataset | None = None,
     quiet: bool = False,
 ) -> dict:
     """Run a stage to its end, or from where an earlier run stopped. Returns the counts for the summary."""
     model, start = starting_model(settings, stage, tokenizer)
-    pad_id = tokenizer.control[PAD]
     config = model.config
     context = settings.context or min(stage.context, config.max_position_embeddings)
     if context > config.max_position_embeddings:
         raise IqcError(
             f"a context of {context}", remedy=f"the model was made for {config.max_position_embeddings} tokens"
         )
-    for rows in (store, valid) if valid is not None else (store,):
-        check_rows(rows, context, config.vocab_size)
-    steps = settings.steps or math.ceil(settings.epochs * len(store) / settings.batch_rows)
+    limits = Limits(context, config.vocab_size, tokenizer.control[PAD])
+    check_rows(inputs, limits)
+    if valid is not None and not any([batch.weights.any() for batch in in_order(valid, limits, settings.batch_rows)]):
+        raise IqcError("held-out rows without a token to learn", remedy="give another --valid")
+    steps = settings.steps or math.ceil(settings.epochs * len(dataset) / settings.batch_rows)
     peak = settings.rate or peak_rate(config.hidden_size, settings.optimizer)
     parent = parent_input(start) if start else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -257,7 +255,7 @@ def train(
         "data": [item.digest for item in inputs],
     }
     del asked["save_every"], asked["recompute"]
-    with Run(directory, asked, tokenizer_files) as run:
+    with Run(directory, asked, tokenizer_files) as run, ExitStack() as stack:
         progress = run.resume()
         first = 0
         if progress is not None:
@@ -270,8 +268,8 @@ def train(
         optimizer = make_optimizer(model, peak, settings.optimizer)
         if progress is not None:
             load_named_state(model, optimizer, progress.optimizer_state)
-        source = batches(
-            store, seed=settings.seed, batch_rows=settings.batch_rows, context=context, pad_id=pad_id, start=first
+        source = stack.enter_context(
+            closing(batches(dataset, limits, seed=settings.seed, batch_rows=settings.batch_rows, start=first))
         )
         started, seen = time.monotonic(), 0.0
         for step in range(first, steps):
@@ -279,7 +277,7 @@ def train(
             made = update(model, optimizer, next(source), rate, settings.micro_rows, products)
             metrics = {"step": step, "rate": rate} | made
             if valid is not None and step + 1 == steps:
-                metrics["valid_loss"] = evaluate(model, valid, context, settings.batch_rows, products)
+                metrics["valid_loss"] = evaluate(model, valid, limits, settings.batch_rows, products)
             run.log(metrics)
             seen += metrics["tokens"]
             if (step + 1) % max(1, steps // 10) == 0:
@@ -294,7 +292,7 @@ def train(
             say(quiet, f"{stage.name}: {directory} is complete already")
         elif steps == 0:
             run.save(0, model, optimizer, partial(lineage, asked, inputs, parent, 0, None), True)
-    return {"updates": steps, "rows": len(store)}
+    return {"updates": steps, "rows": len(dataset)}
 
 
 def parent_input(start: Path) -> Input:
@@ -344,24 +342,24 @@ def run_train(
         own = load_tokenizer(find_checkpoint(settings.start))
         if own.digest != loaded.digest:
             raise IqcError("not the tokenizer of --from", where=tokenizer, remedy="leave --tokenizer out")
-    source = StreamInput(inputs)
     started = time.monotonic()
-    store = SequenceStore(read_records(source))
-    used = source.results()
-    check_tokenizer(used, loaded.digest)
-    held_out = SequenceStore(read_records(StreamInput([valid]))) if valid else None
-    done = train(settings, stage, store, used, loaded, place, directory, held_out, quiet)
-    counts = Counts(read=len(store), kept=len(store), extra=done)
+    with ExitStack() as stack:
+        dataset, used = open_dataset(inputs)
+        stack.enter_context(dataset)
+        check_tokenizer(used, loaded.digest)
+        held_out = stack.enter_context(open_dataset([valid])[0]) if valid else None
+        done = train(settings, stage, dataset, used, loaded, place, directory, held_out, quiet)
+    counts = Counts(read=done["rows"], kept=done["rows"], extra=done)
     report("train", shared, counts, time.monotonic() - started)
 
 
 def check_tokenizer(inputs: list[Input], digest: str) -> None:
     """The sequences must have been packed with this tokenizer, where their lineage tells."""
     for item in inputs:
-        node = item.lineage["stages"][item.lineage["stage"]] if item.lineage else {"options": {}}
-        packed_with = node["options"].get("tokenizer", digest)
-        if packed_with != digest:
-            raise IqcError(
-                f"sequences packed with tokenizer {packed_with[:12]}, the model's is {digest[:12]}",
-                remedy="pack them again with the tokenizer of the model",
-            )
+        for node in item.lineage["stages"].values() if item.lineage else ():
+            packed_with = node["options"].get("tokenizer", digest) if node["command"] == "pack" else digest
+            if packed_with != digest:
+                raise IqcError(
+                    f"sequences packed with tokenizer {packed_with[:12]}, the model's is {digest[:12]}",
+                    remedy="pack them again with the tokenizer of the model",
+                )

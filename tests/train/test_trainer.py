@@ -136,10 +136,10 @@ def test_refusals(room, made, tmp_path):
         (IqcError, "a checkpoint of stage pretrain", {"stage": "mid-32k", "start": made}),
         (IqcError, "no checkpoint", {"stage": "anneal", "start": tmp_path / "none"}),
         (IqcError, "for a model of", {"model": "nano"}),
-        (IqcError, "rows of 128 tokens for a context of 64", {"data": longer}),
-        (IqcError, "rows of 64 tokens for a context of 32", {"context": 32}),
+        (IqcError, "of 128 tokens for a context of 64", {"data": longer}),
+        (IqcError, "of 64 tokens for a context of 32", {"context": 32}),
         (IqcError, "a context of 128", {"context": 128}),
-        (IqcError, "rows of 128 tokens", {"valid": longer}),
+        (IqcError, "row of 128 tokens", {"valid": longer}),
         (IqcError, "packed with tokenizer", {"data": other}),
         (IqcError, "without a token to learn", {"data": unlearnt}),
         (IqcError, "token 400 for a vocabulary of 400", {"data": foreign}),
@@ -222,17 +222,17 @@ def test_epochs_0_writes_the_starting_weights(room, tmp_path):
 
 
 def test_held_out_rows_are_scored_whole(room, tmp_path):
-    from iqc.streams.runner import StreamInput, read_records
-    from iqc.tokens.loader import SequenceStore
+    from iqc.tokens.dataset import open_dataset
+    from iqc.tokens.loader import Limits
     from iqc.train.trainer import evaluate
 
     data = room.place / "sequences.zst"
     run = room.train(tmp_path / "run", valid=data)
     model = load_model(find_checkpoint(run))
-    store = SequenceStore(read_records(StreamInput([str(data)])))
     found = read_metrics(run)[-1]["valid_loss"]
-    for rows in (1, 3, len(store), len(store) + 5):
-        assert evaluate(model, store, 64, rows) == pytest.approx(found, rel=1e-5)
+    with open_dataset([str(data)])[0] as rows:
+        for size in (1, 3, len(rows), len(rows) + 5):
+            assert evaluate(model, rows, Limits(64, 400, 0), size) == pytest.approx(found, rel=1e-5)
     assert model.training
 
 
