@@ -209,7 +209,7 @@ def parse_lineage(frame: bytes, name: str) -> dict:
             raise ValueError("no lineage frame")
         lineage = checked_lineage(orjson.loads(frame[8:]))
         output = lineage["output"]
-        if not all(type(count) is int for count in (*lineage["frames"], output["records"], output["bytes"])):
+        if {*map(type, lineage["frames"]), type(output["records"]), type(output["bytes"])} != {int}:
             raise ValueError("counts are no numbers")
         return lineage
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:

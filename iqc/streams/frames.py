@@ -1,8 +1,7 @@
 """Records of stream files in any order: a file whose frames hold one record each, read at any of them.
 
 The seek table says where frame k begins only by the sizes of all before it. Held whole that would be 8 bytes a record;
-the sum is kept for every STRIDE-th frame alone, and the few sizes after it are read again: 1 byte for 8 records,
-however many there are.
+the sum is kept for every STRIDE-th frame alone, and the few sizes after it are read again: half a byte a record.
 """
 
 import os
@@ -14,7 +13,7 @@ import numpy as np
 from iqc.errors import IqcError
 from iqc.streams.container import ENTRY, Tail, read_tail
 
-STRIDE = 64  # frames
+STRIDE = 16  # frames
 ANEW = "make it again, and start the run again"
 OPEN = 256  # files at a time, of the 1024 that a process usually may have
 

@@ -53,9 +53,9 @@ def decode_sequence(record: Record) -> Row:
     """Record -> arrays. Raises BadRecord when a field is absent, is not base64, or the sizes disagree."""
     tokens, lengths = _unpack(record, "tokens", "<u4"), _unpack(record, "lengths", "<u4")
     raw = _bytes(record, "loss")
-    ends, ids = lengths.cumsum(dtype=np.int64), record.get("ids")
+    ends, ids = lengths.cumsum(), record.get("ids")
     total = int(ends[-1]) if ends.size else 0
-    if total != tokens.size or len(raw) not in (tokens.size, 4 * tokens.size) or not lengths.all():
+    if total != tokens.size or len(raw) not in (tokens.size, 4 * tokens.size) or 0 in lengths.tolist():
         raise BadRecord(
             f"a sequence of {tokens.size} tokens whose lengths add up to {total} and whose loss has {len(raw)} bytes",
             remedy="pack the samples again",
