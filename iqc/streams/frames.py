@@ -6,7 +6,6 @@ the sum is kept for every STRIDE-th frame alone, and the few sizes after it are 
 
 import os
 import struct
-from collections import OrderedDict
 
 import numpy as np
 
@@ -19,22 +18,23 @@ OPEN = 256  # files at a time, of the 1024 that a process usually may have
 
 
 class OpenFiles:
-    """Files for reading, the `limit` that were used last are kept open. For one thread at a time; to be closed.
+    """Files for reading, the `limit` that were opened last are kept open. For one thread at a time; to be closed.
 
     Raises IqcError for a file that cannot be read, or is no longer the one that it was when it was opened first.
     """
 
     def __init__(self, limit: int = OPEN) -> None:
         self.limit = limit
-        self._open: OrderedDict[str, int] = OrderedDict()
+        self._open: dict[str, int] = {}
         self._known: dict[str, tuple[int, int, int]] = {}
 
     def read(self, path: str, size: int, offset: int) -> bytes:
         """`size` bytes at `offset`."""
+        descriptor = self._descriptor(path)
         try:
-            data = os.pread(self._descriptor(path), size, offset)
+            data = os.pread(descriptor, size, offset)
         except OSError as error:
-            raise IqcError(f"cannot be read: {error.strerror}", where=path) from None
+            raise unreadable(error, path) from None
         if len(data) < size:
             raise IqcError("shorter than when it was opened", where=path, remedy=ANEW)
         return data
@@ -44,22 +44,27 @@ class OpenFiles:
         os.posix_fadvise(self._descriptor(path), offset, size, os.POSIX_FADV_WILLNEED)
 
     def _descriptor(self, path: str) -> int:
-        found = self._open.get(path)
-        if found is not None:
-            self._open.move_to_end(path)
-            return found
-        found = self._open[path] = os.open(path, os.O_RDONLY)
+        if path in self._open:
+            return self._open[path]
+        try:
+            found = self._open[path] = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise unreadable(error, path) from None
         about = os.fstat(found)
         stamp = (about.st_ino, about.st_size, about.st_mtime_ns)
         if self._known.setdefault(path, stamp) != stamp:
             raise IqcError("was replaced while it was in use", where=path, remedy=ANEW)
         if len(self._open) > self.limit:
-            os.close(self._open.popitem(last=False)[1])
+            os.close(self._open.pop(next(iter(self._open))))
         return found
 
     def close(self) -> None:
         while self._open:
             os.close(self._open.popitem()[1])
+
+
+def unreadable(error: OSError, path: str) -> IqcError:
+    return IqcError(f"cannot be read: {error.strerror}", where=path)
 
 
 def one_record_a_frame(tail: Tail) -> bool:

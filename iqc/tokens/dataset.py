@@ -18,7 +18,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from iqc.errors import BadRecord, IqcError
-from iqc.streams.container import MAX_WINDOW, compress, read_tail
+from iqc.streams.container import MAX_FRAME, MAX_WINDOW, compress, read_tail
 from iqc.streams.frames import FrameFile, OpenFiles, one_record_a_frame
 from iqc.streams.lineage import Input
 from iqc.streams.reader import is_regular, shards_of, shown
@@ -108,7 +108,10 @@ class Dataset:
         decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
         for index, frame in zip(indices.tolist(), frames):
             try:
-                record = parse(decompressor.decompress(frame(), allow_extra_data=False))
+                data = frame()
+                if zstandard.frame_content_size(data) > MAX_FRAME:
+                    raise zstandard.ZstdError("too large")
+                record = parse(decompressor.decompress(data, allow_extra_data=False))
                 if "parents" in record:
                     raise BadRecord("a trie (a row with `parents`), which is not trained on", remedy=TRIE)
                 yield decode_sequence(record)

@@ -96,9 +96,11 @@ def _pack(array: NDArray, dtype: str) -> str:
 
 def _unpack(record: Record, field: str, dtype: str) -> NDArray:
     raw = _bytes(record, field)
-    if len(raw) % np.dtype(dtype).itemsize:
-        raise BadRecord(f"{field} has {len(raw)} bytes, not a whole number of items", remedy="pack the samples again")
-    return np.frombuffer(raw, dtype)
+    try:
+        return np.frombuffer(raw, dtype)
+    except ValueError:
+        what = f"{field} has {len(raw)} bytes, not a whole number of items"
+        raise BadRecord(what, remedy="pack the samples again") from None
 
 
 def _bytes(record: Record, field: str) -> bytes:
