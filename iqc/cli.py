@@ -25,6 +25,7 @@ COMMANDS = {  # in the order of the pipeline; the text is what `iqc -h` shows
     "fim": "Documents and repositories to fill-in-the-middle samples",
     "tasks": "Generate small programming tasks with tests",
     "tokenizer": "Train, show and check a byte-level BPE tokenizer",
+    "mix": "Several streams to one by weights; the scaling law of languages",
     "pack": "Tokenise records and pack them into sequences",
     "model": "Look at models: presets, costs, log-probabilities",
     "train": "Train one stage of a model",

@@ -1,0 +1,167 @@
+"""The lanes of a mixture: the records of one source, or of one language or difficulty in it, in the order of an epoch.
+
+Every source is read once before any record is given: each record is checked, measured and told its lane. A stream of
+ours whose records all go to one lane stays where it is; anything else (a pipe, plain text, gzip, sources that are
+parted) is copied into a temporary file in frames of its lanes, so that every lane can be read in any order.
+
+The order of an epoch comes from (seed, lane, epoch) alone: its frames are permuted, and the records of as many of them
+as make a window are permuted together. Held are a window of text a lane, and 4 bytes a record for its size.
+"""
+
+import hashlib
+import tempfile
+from dataclasses import dataclass, field
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from iqc.streams.container import Frame, compress
+from iqc.streams.reader import Chunk
+
+SPILL = 1 << 20  # bytes of text of one lane after which a frame of it is written
+WINDOW = 64 << 20  # bytes of text whose records are permuted together
+
+
+@dataclass(slots=True)
+class Block:
+    """A frame of one lane: where it lies and what its records measure; `sizes` is None where each counts as one."""
+
+    chunk: Chunk
+    text: int  # bytes
+    records: int
+    sizes: NDArray[np.uint32] | None
+
+
+@dataclass(slots=True)
+class Lane:
+    """The records of one source, language and difficulty."""
+
+    source: str
+    language: str = ""
+    band: str = ""
+    blocks: list[Block] = field(default_factory=list)
+    records: int = 0
+    amount: int = 0  # the sum of their sizes
+    text: int = 0  # bytes
+
+    def add(self, block: Block) -> None:
+        self.blocks.append(block)
+        self.records += block.records
+        self.amount += block.records if block.sizes is None else int(block.sizes.sum(dtype=np.int64))
+        self.text += block.text
+
+    @property
+    def key(self) -> str:
+        return "\0".join((self.source, self.language, self.band))
+
+
+class Spill:
+    """A temporary file of frames that no name leads to, so that nothing stays of it, however the process ends."""
+
+    def __init__(self, directory: str | None):
+        self.file = tempfile.TemporaryFile(dir=directory, prefix=".iqc-mix-")  # noqa: SIM115
+        self.end = 0
+        self.pending: dict[str, tuple[Lane, list[bytes], list[int]]] = {}
+        self.sizes: dict[str, int] = {}
+
+    def add(self, lane: Lane, line: bytes, size: int | None) -> None:
+        _, lines, sizes = self.pending.setdefault(lane.key, (lane, [], []))
+        lines.append(line)
+        if size is not None:
+            sizes.append(size)
+        self.sizes[lane.key] = self.sizes.get(lane.key, 0) + len(line) + 1
+        if self.sizes[lane.key] >= SPILL:
+            self._write(lane.key)
+
+    def finish(self) -> None:
+        for key in list(self.pending):
+            self._write(key)
+        self.file.flush()
+
+    def _write(self, key: str) -> None:
+        lane, lines, sizes = self.pending.pop(key)
+        text = b"\n".join([*lines, b""])
+        frame: Frame = compress(text, len(lines))
+        self.file.write(frame.data)
+        name = f"/dev/fd/{self.file.fileno()}"
+        chunk = Chunk(0, name, offset=self.end, compressed=len(frame.data), records=len(lines))
+        self.end += len(frame.data)
+        self.sizes[key] = 0
+        lane.add(Block(chunk, len(text), len(lines), np.array(sizes, np.uint32) if sizes else None))
+
+
+class Queue:
+    """The records of a lane, epoch after epoch: the size of the next one, then its line. It starts at any place."""
+
+    def __init__(self, lane: Lane, seed: int, shuffle: bool, limit: int | None, taken: int = 0):
+        """`limit`: records given at most, over all epochs; `taken`: so many were given already."""
+        self.lane, self.seed, self.shuffle, self.limit = lane, seed, shuffle, limit
+        self.taken = taken
+        self.epoch = -1
+        self.windows: list[list[Block]] = []
+        self.lines: list[bytes] = []  # of the open window, the next one last
+        self.sizes: list[int] = []
+
+    def next_size(self) -> int | None:
+        """The size of the next record; None when there is none."""
+        if not self.lane.records or self.taken == self.limit:
+            return None
+        if not self.lines:
+            self._open()
+        return self.sizes[-1]
+
+    def take(self) -> bytes:
+        """The line of the record whose size was asked for. From the second epoch on its id says which one it is."""
+        self.taken += 1
+        self.sizes.pop()
+        line = self.lines.pop()
+        return line if self.epoch == 0 else renamed(line, self.epoch + 1)
+
+    def _open(self) -> None:
+        """Read the window that holds the next record, less the records before it."""
+        epoch, place = divmod(self.taken, self.lane.records)
+        if epoch != self.epoch:
+            blocks = [self.lane.blocks[number] for number in self._order(len(self.lane.blocks), epoch, "frames")]
+            self.epoch, self.windows = epoch, windows(blocks)
+        number = 0
+        while place >= (records := sum(block.records for block in self.windows[number])):
+            number, place = number + 1, place - records
+        blocks = self.windows[number]
+        lines = [line for block in blocks for line in block.chunk.lines()]
+        sizes = [size for block in blocks for size in sizes_of(block)]
+        order = self._order(len(lines), epoch, str(number))[place:][::-1]
+        self.lines = [lines[at] for at in order]
+        self.sizes = [sizes[at] for at in order]
+
+    def _order(self, count: int, epoch: int, what: str) -> list[int]:
+        """A permutation. Sorting raw output of PCG64: NumPy promises that it never changes (NEP 19)."""
+        if not self.shuffle:
+            return list(range(count))
+        name = f"{self.seed}\0mix\0{self.lane.key}\0{epoch}\0{what}"
+        digest = hashlib.sha256(name.encode()).digest()
+        keys = np.random.PCG64(np.random.SeedSequence(int.from_bytes(digest))).random_raw(count)
+        return np.argsort(keys, kind="stable").tolist()
+
+
+def windows(blocks: list[Block]) -> list[list[Block]]:
+    """Neighbouring blocks whose text is WINDOW or just over it."""
+    found: list[list[Block]] = [[]]
+    size = 0
+    for block in blocks:
+        if size >= WINDOW:
+            found.append([])
+            size = 0
+        found[-1].append(block)
+        size += block.text
+    return found
+
+
+def sizes_of(block: Block) -> list[int]:
+    return [1] * block.records if block.sizes is None else block.sizes.tolist()
+
+
+def renamed(line: bytes, epoch: int) -> bytes:
+    """The record with an id of its own in this epoch, counted from 1: ID#epoch2."""
+    record = orjson.loads(line)
+    return orjson.dumps(record | {"id": f"{record['id']}#epoch{epoch}"})

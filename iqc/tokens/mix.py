@@ -1,0 +1,92 @@
+"""Whose turn it is: lanes of records to one stream, as near to wanted amounts as whole records allow, everywhere in it.
+
+A lane is wanted as a curve: how much of it is to have been given when the output has reached a length. All curves
+together grow as the output does, so this is the schedule of a fluid that serves every lane at once. Records are whole:
+a record may start when the fluid would (its release), and of those that may, the one goes first that the fluid would
+finish first (its deadline). With time-constant shares this is WF2Q (Bennett and Zhang 1996), whose bounds it keeps for
+any curves: where a record ends, with L the largest record of all lanes, a lane
+
+    has at most L less than its curve        (a deadline is missed by the one record that was under way, no more)
+    has at most its own largest record more  (it started when the curve was there already)
+
+whatever the number of lanes. A greedy choice of the lane furthest behind lets lanes fall behind by more, the more
+lanes there are. Nothing is drawn at random, and the whole state is how much each lane has given.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from heapq import heappop, heappush
+from itertools import accumulate
+from math import inf
+
+
+class Curve:
+    """What one lane is to have given when the output has a length: from 0 at 0, linear between knots."""
+
+    __slots__ = ("amounts", "lengths")
+
+    def __init__(self, lengths: Sequence[float], amounts: Sequence[float]):
+        """Both of one size, from 0, not decreasing; a lane cannot be given faster than the output grows."""
+        self.lengths, self.amounts = list(lengths), list(amounts)
+
+    def at(self, length: float) -> float:
+        """The amount wanted at a length."""
+        right = min(bisect_right(self.lengths, length), len(self.lengths) - 1)
+        return self._between(length, right, self.lengths, self.amounts)
+
+    def release(self, amount: float) -> float:
+        """The length from which on more than `amount` is wanted; infinite where it never is."""
+        right = bisect_right(self.amounts, amount)
+        return inf if right == len(self.amounts) else self._between(amount, right, self.amounts, self.lengths)
+
+    def deadline(self, amount: float) -> float:
+        """The length at which `amount` is wanted first; infinite where it never is."""
+        right = bisect_left(self.amounts, amount)
+        return inf if right == len(self.amounts) else self._between(amount, right, self.amounts, self.lengths)
+
+    @staticmethod
+    def _between(x: float, right: int, xs: list[float], ys: list[float]) -> float:
+        """The line through the knot `right` and the one before it, at x."""
+        if right == 0 or xs[right] == xs[right - 1]:
+            return ys[right]
+        share = (x - xs[right - 1]) / (xs[right] - xs[right - 1])
+        return min(ys[right - 1] + share * (ys[right] - ys[right - 1]), ys[right])
+
+
+def curves(phases: Sequence[Sequence[float]]) -> list[Curve]:
+    """One curve a lane, from the amounts [phases][lanes] that the lanes give in each phase."""
+    lengths = [0.0, *accumulate(map(sum, phases))]
+    return [Curve(lengths, [0.0, *accumulate(amounts)]) for amounts in zip(*phases)]
+
+
+def turns(
+    wanted: Sequence[Curve], total: float, given: list[int], next_size: Callable[[int], int | None]
+) -> Iterator[int]:
+    """The lanes in the order of their turns, until the output has the length `total` or no lane has more.
+
+    `given`: what every lane has given, which is counted on here: zeros, or where an earlier run stopped.
+    `next_size(lane)`: the size of its next record, None after its last; the record is due when the lane is yielded.
+    """
+    waiting: list[tuple[float, int, float]] = []  # (release, lane, deadline)
+    ready: list[tuple[float, int]] = []  # (deadline, lane)
+    sizes = [0] * len(wanted)
+
+    def enter(lane: int) -> None:
+        size = next_size(lane)
+        if size is not None:
+            sizes[lane] = size
+            release = wanted[lane].release(given[lane])
+            heappush(waiting, (release, lane, max(release, wanted[lane].deadline(given[lane] + size))))
+
+    for lane in range(len(wanted)):
+        enter(lane)
+    done = sum(given)
+    while done < total and (waiting or ready):
+        while waiting and (waiting[0][0] <= done or not ready):  # none ready: rounding, or a lane ended too early
+            _, lane, deadline = heappop(waiting)
+            heappush(ready, (deadline, lane))
+        _, lane = heappop(ready)
+        given[lane] += sizes[lane]
+        done += sizes[lane]
+        yield lane
+        enter(lane)
