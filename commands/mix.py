@@ -1,7 +1,7 @@
 """`iqc mix`: several streams to one by weights, and the law that chooses weights of languages."""
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from iqc.streams.runner import Settings
 
 app = command_app()
+
+COMMON = ("inputs", "output", "plain", "jobs", "on_error", "explain", "summary", "quiet", "shard_mib")
 
 Sources = Annotated[
     list[str] | None,
@@ -25,6 +27,11 @@ class By(StrEnum):
     tokens = "tokens"
 
 
+class Short(StrEnum):
+    fail = "fail"
+    rescale = "rescale"
+
+
 class Law(StrEnum):
     fit = "fit"
     predict = "predict"
@@ -32,7 +39,7 @@ class Law(StrEnum):
 
 
 @app.command()
-@stage_options("inputs", "output", "plain", "jobs", "on_error", "summary", "quiet", "shard_mib", inputs=Sources)
+@stage_options(*COMMON, inputs=Sources)
 def mix(
     settings: "Settings",
     weight: Annotated[
@@ -42,24 +49,59 @@ def mix(
         list[str] | None,
         typer.Option("--epochs", metavar="NAME=E", help="Give a source so many times, whatever its share."),
     ] = None,
-    by: Annotated[By, typer.Option("--by", help="What shares and totals are of.")] = By.bytes,
+    replay: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--replay", metavar="NAME=X", help="A source of an earlier stage: its share of the whole, 0 to 1."
+        ),
+    ] = None,
+    by: Annotated[
+        By | None, typer.Option("--by", help="What shares and totals are of; bytes, if nothing says.")
+    ] = None,
     total: Annotated[
         str | None,
-        typer.Option("--total", metavar="N", help="Amount of output: 500k, 10B; else until a source is used up."),
+        typer.Option("--total", metavar="N", help="Amount of output: 500k, 1.5B; else until a source is used up."),
     ] = None,
     max_epochs: Annotated[
-        float, typer.Option("--max-epochs", metavar="E", min=0.0, help="How often a source may be given, at most.")
-    ] = 1.0,
+        float | None,
+        typer.Option("--max-epochs", metavar="E", min=0.001, help="How often a source may be given, at most; else 1."),
+    ] = None,
+    short: Annotated[
+        Short | None,
+        typer.Option("--short", help="Of sources that would be given more often: fail, or take more of the others."),
+    ] = None,
     temperature: Annotated[
         float | None,
         typer.Option(
-            "--temperature", metavar="T", help="Weights from sizes, n^(1/T): 1 as they are, larger more even."
+            "--temperature", metavar="T", min=0.01, help="Weights from sizes, n^(1/T): 1 as they are, larger more even."
         ),
+    ] = None,
+    languages: Annotated[
+        str | None,
+        typer.Option("--languages", metavar="LANG=P,...", help="Shares by metadata.lang; * is all the others."),
+    ] = None,
+    language_temperature: Annotated[
+        float | None,
+        typer.Option("--language-temperature", metavar="T", min=0.01, help="Shares of languages from sizes, n^(1/T)."),
+    ] = None,
+    difficulty: Annotated[
+        str | None,
+        typer.Option(
+            "--difficulty", metavar="FIELD=A,B...", help="Easy first: bands of a score, or quantiles 33%,67%."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", metavar="FILE", help="A mixture in TOML; options here replace what it says."),
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", metavar="DIR", help="What --by tokens counts text with.")
     ] = None,
     shuffle: Annotated[bool, typer.Option("--shuffle/--no-shuffle", help="Each source in an order of its own.")] = True,
+    report: Annotated[
+        str | None,
+        typer.Option("--report", metavar="FILE.html", help="Write a page of what went in: table and picture."),
+    ] = None,
     law: Annotated[
         Law | None, typer.Option("--law", help="No mixture: the scaling law of languages, from and to INPUT and -o.")
     ] = None,
@@ -75,30 +117,41 @@ def mix(
         run_law(law.value, settings.inputs, settings.output)
         return
     from iqc.tokens.mix_stages import mix as stage
-    from iqc.tokens.mixture import Recipe, Wish, amount_of, name_sources
+    from iqc.tokens.recipe import Recipe, amount_of, difficulty_of, sources_of
+    from iqc.tokens.recipe_file import RecipeFile
 
-    if not settings.inputs:
-        raise UsageError("no source", remedy="name streams as INPUT: [NAME=]FILE or DIR")
-    paths = name_sources(settings.inputs)
-    wishes = {name: Wish() for name in paths}
-    for option, given in (("weight", weight), ("epochs", epochs)):
-        for name, value in pairs(option, given, paths).items():
-            setattr(wishes[name], option, value)
-    recipe = Recipe(wishes, by.value, amount_of(total) if total else None, max_epochs, temperature=temperature)
-    stage(paths, recipe, tokenizer, settings, seed, shuffle)
+    asked, paths = RecipeFile(recipe).recipe() if recipe else (Recipe({}), {})
+    paths = sources_of(asked, paths, settings.inputs or [])
+    for option, texts in (("weight", weight), ("epochs", epochs), ("replay", replay)):
+        for name, number in pairs(option, texts or []).items():
+            asked.replace_wish(name, option, number)
+    replaced: dict[str, Any] = {"by": by and by.value, "short": short and short.value, "max_epochs": max_epochs}
+    replaced |= {"total": amount_of(total) if total else None, "temperature": temperature}
+    replaced |= {"languages": pairs("languages", languages.split(",")) if languages else None}
+    replaced |= {"language_temperature": language_temperature}
+    if difficulty:
+        field, _, bounds = difficulty.partition("=")
+        replaced |= {"difficulty": difficulty_of(field, bounds.split(",")), "phases": []}
+    for name, value in replaced.items():
+        if value is not None:
+            setattr(asked, name, value)
+    counts = stage(paths, asked.checked(), tokenizer, settings, seed, shuffle)
+    if report:
+        from iqc.report import Findings, page
+        from iqc.streams.writer import write_file
+
+        write_file(report, page(Findings(stages=[("mix", {"command": "mix"} | counts.json())]), "iqc mix").encode())
 
 
-def pairs(option: str, given: list[str] | None, known: dict[str, str]) -> dict[str, float]:
-    """`NAME=X` of an option that is given several times."""
+def pairs(option: str, texts: list[str]) -> dict[str, float]:
+    """`NAME=X` of an option to numbers by name."""
     found: dict[str, float] = {}
-    for text in given or []:
+    for text in texts:
         name, _, number = text.rpartition("=")
-        if name not in known:
-            raise UsageError(f"--{option} {text}: no source is called {name!r}", remedy=f"sources: {', '.join(known)}")
         try:
             found[name] = float(number)
         except ValueError:
-            raise UsageError(f"--{option} {text}: no number", remedy=f"--{option} {name}=2") from None
-        if not 0 <= found[name] < float("inf"):
-            raise UsageError(f"--{option} {text}", remedy="give a finite number from 0 on")
+            raise UsageError(f"--{option} {text}: no number", remedy=f"--{option} {name or 'NAME'}=2") from None
+        if not name or not 0 <= found[name] < float("inf"):
+            raise UsageError(f"--{option} {text}", remedy="give a name and a finite number from 0 on: NAME=2")
     return found

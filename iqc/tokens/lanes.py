@@ -1,9 +1,5 @@
 """The lanes of a mixture: the records of one source, or of one language or difficulty in it, in the order of an epoch.
 
-Every source is read once before any record is given: each record is checked, measured and told its lane. A stream of
-ours whose records all go to one lane stays where it is; anything else (a pipe, plain text, gzip, sources that are
-parted) is copied into a temporary file in frames of its lanes, so that every lane can be read in any order.
-
 The order of an epoch comes from (seed, lane, epoch) alone: its frames are permuted, and the records of as many of them
 as make a window are permuted together. Held are a window of text a lane, and 4 bytes a record for its size.
 """
@@ -65,11 +61,16 @@ class Spill:
         self.pending: dict[str, tuple[Lane, list[bytes], list[int]]] = {}
         self.sizes: dict[str, int] = {}
 
-    def add(self, lane: Lane, line: bytes, size: int | None) -> None:
+    def __enter__(self) -> "Spill":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def add(self, lane: Lane, line: bytes, size: int) -> None:
         _, lines, sizes = self.pending.setdefault(lane.key, (lane, [], []))
         lines.append(line)
-        if size is not None:
-            sizes.append(size)
+        sizes.append(size)
         self.sizes[lane.key] = self.sizes.get(lane.key, 0) + len(line) + 1
         if self.sizes[lane.key] >= SPILL:
             self._write(lane.key)
@@ -88,7 +89,7 @@ class Spill:
         chunk = Chunk(0, name, offset=self.end, compressed=len(frame.data), records=len(lines))
         self.end += len(frame.data)
         self.sizes[key] = 0
-        lane.add(Block(chunk, len(text), len(lines), np.array(sizes, np.uint32) if sizes else None))
+        lane.add(Block(chunk, len(text), len(lines), np.array(sizes, np.uint32)))
 
 
 class Queue:

@@ -61,8 +61,8 @@ def curves(phases: Sequence[Sequence[float]]) -> list[Curve]:
 
 def turns(
     wanted: Sequence[Curve], total: float, given: list[int], next_size: Callable[[int], int | None]
-) -> Iterator[int]:
-    """The lanes in the order of their turns, until the output has the length `total` or no lane has more.
+) -> Iterator[tuple[int, int]]:
+    """(lane, size of its record) in the order of their turns, until the output has the length `total`.
 
     `given`: what every lane has given, which is counted on here: zeros, or where an earlier run stopped.
     `next_size(lane)`: the size of its next record, None after its last; the record is due when the lane is yielded.
@@ -88,5 +88,5 @@ def turns(
         _, lane = heappop(ready)
         given[lane] += sizes[lane]
         done += sizes[lane]
-        yield lane
+        yield lane, sizes[lane]
         enter(lane)

@@ -1,127 +1,182 @@
-"""What a mixture is to hold: sources with weights or epochs, and the amounts that follow from what there is of each."""
+"""How much each lane gives in each phase, from what was asked for and what there is.
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+Amounts are linear in what the sources with weights give together: that is as much as --total leaves for them, or as
+much as the first of them has.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf
 
 from iqc.errors import IqcError, UsageError
 from iqc.tokens.lanes import Lane
-
-
-@dataclass(slots=True)
-class Wish:
-    """How much of one source is wanted: a weight among those that have one, or so many epochs."""
-
-    weight: float | None = None
-    epochs: float | None = None
-
-
-@dataclass(slots=True)
-class Recipe:
-    """A mixture as it was asked for; amounts are in the unit of `by`."""
-
-    wishes: dict[str, Wish]  # by the name of the source, in their order
-    by: str = "bytes"
-    total: int | None = None  # until the first source is used up
-    max_epochs: float = 1.0
-    short: str = "fail"  # or rescale: what becomes of a source that would be repeated more often
-    temperature: float | None = None
+from iqc.tokens.recipe import Phase, Recipe, Wish
+from iqc.tokens.shares import band_cells, language_cells, normalised, totals, weight_of
 
 
 @dataclass(slots=True)
 class Plan:
-    """Amounts [phases][lanes], their sum, and how many records each lane gives at most."""
+    """Amounts [phases][lanes]; the share of the output that each lane was asked for; how many records it may give."""
 
     phases: list[list[float]]
-    total: float
-    limits: list[int | None]
-    owed: list[bool]  # lanes that give their whole limit
-    notes: list[str] = field(default_factory=list)
+    wanted: list[float]
+    limits: list[int]
+    owed: list[bool]  # those that are used up: they give all of it
+
+    @property
+    def total(self) -> float:
+        return sum(map(sum, self.phases))
 
 
 def plan(recipe: Recipe, lanes: Sequence[Lane]) -> Plan:
-    """The amounts of a recipe. IqcError where there is not enough of a source."""
-    sizes = {lane.source: lane.amount for lane in lanes}
+    """The amounts of a recipe. IqcError or UsageError where there is not enough of something."""
+    recipe = completed(recipe, lanes)
+    fixed = [recipe.wishes[lane.source].epochs is not None for lane in lanes]
+    most = [most_epochs(recipe.wishes[lane.source], recipe) for lane in lanes]
+    base = with_replay(recipe, lanes, of_epochs(recipe, lanes))
+    both = with_replay(recipe, lanes, add(of_epochs(recipe, lanes), of_weights(recipe, lanes)))
+    rates = [[there - here for here, there in zip(*rows)] for rows in zip(base, both)]  # for one unit of the weighted
+    start, slope = sums(base), sums(rates)
+    free = 0.0
+    if any(slope):
+        there = [(often * lane.amount - a) / b for lane, often, a, b in zip(lanes, most, start, slope) if b]
+        free = min(there) if recipe.total is None else (recipe.total - sum(start)) / sum(slope)
+    elif recipe.total is not None:
+        free = recipe.total - sum(start)
+    if free < 0 or (free and not any(slope)):
+        made = f"{sum(start):,.0f} {recipe.by}"
+        raise UsageError(f"the epochs alone make {made}", remedy="--total is of sources with weights: leave it out")
+    phases = [[a + free * b for a, b in zip(*rows)] for rows in zip(base, rates)]
+    needs = sums(phases)
+    wanted = [need / (sum(needs) or 1) for need in needs]
+    allowed = [inf if still else often * lane.amount for lane, often, still in zip(lanes, most, fixed)]
+    given = capped(recipe, lanes, needs, allowed)
+    factors = [new / old if old else 0.0 for new, old in zip(given, needs)]
+    phases = [[amount * factor for amount, factor in zip(row, factors)] for row in phases]
+    limits = [round(often * lane.records) for lane, often in zip(lanes, most)]
+    owed = [often * lane.amount - amount <= 1e-6 for lane, often, amount in zip(lanes, most, sums(phases))]
+    return Plan(phases, wanted, limits, owed)
+
+
+def completed(recipe: Recipe, lanes: Sequence[Lane]) -> Recipe:
+    """The recipe with what it leaves open said: one epoch of everything, and the bands one after the other."""
     wishes = recipe.wishes
-    if recipe.total is None and recipe.temperature is None and all(wish == Wish() for wish in wishes.values()):
-        wishes = {name: Wish(epochs=1) for name in wishes}
-    fixed = {name: wish.epochs * sizes[name] for name, wish in wishes.items() if wish.epochs is not None}
-    shares = normalised(
-        {name: weight_of(wish, sizes[name], recipe) for name, wish in wishes.items() if name not in fixed}
+    plain = all(wish.weight is None and wish.replay is None for wish in wishes.values())
+    parted = any(recipe.parted_by_language(name) for name in wishes)
+    if plain and not parted and recipe.total is None and recipe.temperature is None:
+        once = {name: 1.0 if wish.epochs is None else wish.epochs for name, wish in wishes.items()}
+        wishes = {name: replace(wish, epochs=once[name]) for name, wish in wishes.items()}
+    phases = recipe.phases
+    if not phases and recipe.difficulty:
+        parts = {band: sum(lane.amount for lane in lanes if lane.band == band) for band in recipe.difficulty.bands}
+        phases = [Phase(amount, difficulty={band: 1.0}) for band, amount in parts.items() if amount]
+    return replace(recipe, wishes=wishes, phases=phases or [Phase(1.0)])
+
+
+def most_epochs(wish: Wish, recipe: Recipe) -> float:
+    if wish.epochs is not None:
+        return wish.epochs
+    return recipe.max_epochs if wish.max_epochs is None else wish.max_epochs
+
+
+def of_epochs(recipe: Recipe, lanes: Sequence[Lane]) -> list[list[float]]:
+    """Amounts [phases][lanes] of the sources that are given so many epochs: all of a lane, divided among the phases."""
+    columns = []
+    for lane in lanes:
+        often = recipe.wishes[lane.source].epochs
+        parts = [phase.share * phase.weights.get(lane.source, 1.0) * band_share(phase, lane) for phase in recipe.phases]
+        if often and lane.amount and not any(parts):
+            band = f"the band {lane.band} of " if lane.band else ""
+            raise UsageError(f"no phase has room for {band}source {lane.source}", remedy="give it a share in one phase")
+        whole = sum(parts) or 1.0
+        columns.append([(often or 0.0) * lane.amount * part / whole for part in parts])
+    return [list(row) for row in zip(*columns)]
+
+
+def band_share(phase: Phase, lane: Lane) -> float:
+    """Of its difficulty in a phase: 1 where neither knows of any."""
+    return phase.difficulty.get(lane.band, 0.0) if lane.band and phase.difficulty else 1.0
+
+
+def of_weights(recipe: Recipe, lanes: Sequence[Lane]) -> list[list[float]]:
+    """Amounts [phases][lanes] of the sources with weights, which make 1 together."""
+    wishes = recipe.wishes
+    names = [name for name, wish in wishes.items() if wish.epochs is None and wish.replay is None]
+    sizes = totals(lanes, lambda lane: lane.source)
+    whole = sum(phase.share for phase in recipe.phases)
+    rows = []
+    for phase in recipe.phases:
+        weights = {name: phase.weights.get(name, weight_of(name, sizes, recipe)) for name in names}
+        shares = normalised({name: weight for name, weight in weights.items() if weight})
+        for name in shares:
+            if not sizes.get(name) and not recipe.parted_by_language(name):
+                raise IqcError(f"source {name} is empty", remedy=f"leave it out, or --weight {name}=0")
+        cells = language_cells(recipe, lanes, shares)
+        bands = band_cells(phase, lanes)
+        row = [cells.get((lane.source, lane.language), 0.0) * band for lane, band in zip(lanes, bands)]
+        for lane, amount in zip(lanes, row):
+            if amount and not lane.amount:
+                raise IqcError(
+                    f"{named(lane)} is wanted, and is empty", remedy="take it out of the proportions or phases"
+                )
+        rows.append([phase.share / whole * amount for amount in row])
+    return rows
+
+
+def with_replay(recipe: Recipe, lanes: Sequence[Lane], rows: list[list[float]]) -> list[list[float]]:
+    """The amounts with those of earlier stages put in: in every phase the same share of all that is given there."""
+    sizes = totals(lanes, lambda lane: lane.source)
+    replay = {name: wish.replay for name, wish in recipe.wishes.items() if wish.replay}
+    rest = 1 - sum(replay.values())
+    if rest <= 0:
+        raise UsageError("the replay shares leave nothing for the other sources", remedy="their sum is below 1")
+    shares = [replay.get(lane.source, 0.0) * lane.amount / (sizes[lane.source] or 1) / rest for lane in lanes]
+    for name in replay:
+        if not sizes.get(name):
+            raise IqcError(f"source {name} is empty", remedy="leave it out")
+    return [[amount + share * sum(row) for amount, share in zip(row, shares)] for row in rows]
+
+
+def capped(recipe: Recipe, lanes: Sequence[Lane], needs: list[float], allowed: list[float]) -> list[float]:
+    """The amounts, none over what is allowed. By `rescale` the others with weights give what is missing, each in
+    proportion to its own need; IqcError when that is not wanted, or when nothing is left to give it."""
+    given, full = list(needs), [False] * len(lanes)
+    while over := [number for number, amount in enumerate(given) if amount > allowed[number] * (1 + 1e-9) + 1e-6]:
+        if recipe.short == "fail":
+            raise too_little(recipe, lanes[over[0]], needs[over[0]], allowed[over[0]])
+        for number in over:
+            full[number], given[number] = True, allowed[number]
+        free = [
+            not full[number] and recipe.wishes[lane.source].epochs is None and recipe.wishes[lane.source].replay is None
+            for number, lane in enumerate(lanes)
+        ]
+        missing = sum(needs) - sum(amount for amount, still in zip(given, free) if not still)
+        base = sum(need for need, still in zip(needs, free) if still)
+        if not base:
+            raise IqcError(
+                f"there are {sum(given):,.0f} {recipe.by} of {sum(needs):,.0f} wanted",
+                remedy="a smaller --total, or a larger --max-epochs",
+            )
+        given = [need * missing / base if still else amount for need, amount, still in zip(needs, given, free)]
+    return given
+
+
+def named(lane: Lane) -> str:
+    return " ".join(filter(None, ("source", lane.source, lane.language, lane.band)))
+
+
+def too_little(recipe: Recipe, lane: Lane, need: float, allowed: float) -> IqcError:
+    often = need / lane.amount if lane.amount else inf
+    return IqcError(
+        f"{named(lane)}: {need:,.0f} {recipe.by} are wanted, which is {often:.2f} epochs; allowed are {allowed:,.0f}",
+        remedy="--max-epochs repeats it more often, --short rescale takes more of the others, --total N asks for less",
     )
-    for name, share in shares.items():
-        if share and not sizes[name]:
-            raise IqcError(f"source {name} is empty", remedy=f"leave it out, or --weight {name}=0")
-    whole = sum(fixed.values())
-    free = free_amount(recipe, shares, sizes, whole)
-    wanted = fixed | {name: share * free for name, share in shares.items()}
-    amounts = [wanted[lane.source] for lane in lanes]
-    limits = [round(wishes[lane.source].epochs * lane.records) if lane.source in fixed else None for lane in lanes]
-    return Plan([amounts], sum(amounts), limits, [lane.source in fixed for lane in lanes])
 
 
-def weight_of(wish: Wish, size: float, recipe: Recipe) -> float:
-    """The weight that a source was given; where none was, its share of what there is, made more even by a temperature.
-
-    p_i ~ n_i^(1/T), Arivazhagan et al. 2019 (1907.05019), with T = 5 there; the exponent itself is 0.7 in multilingual
-    BERT and 0.3 in XLM-R (Conneau et al. 2020).
-    """
-    if all(wish.weight is None for wish in recipe.wishes.values()):
-        return size ** (1 / (recipe.temperature or 1)) if size else 0.0
-    return 1.0 if wish.weight is None else wish.weight
+def sums(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Of columns."""
+    return [sum(column) for column in zip(*rows)]
 
 
-def normalised(weights: Mapping[str, float]) -> dict[str, float]:
-    whole = sum(weights.values())
-    return {name: weight / whole for name, weight in weights.items()} if whole else dict(weights)
-
-
-def free_amount(recipe: Recipe, shares: dict[str, float], sizes: dict[str, int], whole: float) -> float:
-    """What the sources with weights give together."""
-    there = [recipe.max_epochs * sizes[name] / share for name, share in shares.items() if share]
-    if not there:
-        return 0.0
-    if recipe.total is None:
-        return min(there)
-    if recipe.total < whole:
-        raise UsageError(f"the epochs alone make {whole:,.0f} {recipe.by}", remedy="a larger --total, or fewer epochs")
-    free = recipe.total - whole
-    if free > min(there):
-        name = min((name for name in shares if shares[name]), key=lambda name: sizes[name] / shares[name])
-        epochs = free * shares[name] / sizes[name]
-        raise IqcError(
-            f"source {name} has {sizes[name]:,} {recipe.by} of {free * shares[name]:,.0f} wanted",
-            remedy=f"--max-epochs {epochs:.2f} repeats it, a smaller --total or --weight {name} needs less",
-        )
-    return free
-
-
-UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
-AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kMGBT]?)")
-
-
-def amount_of(text: str) -> int:
-    """`500k`, `1.5B` as a whole number."""
-    match = AMOUNT.fullmatch(text)
-    amount = round(float(match[1]) * UNITS[match[2]]) if match else 0
-    if not 0 < amount < 1 << 53:
-        raise UsageError(f"{text!r} is no amount", remedy="a number with k, M, G (or B) or T: 500k, 1.5B")
-    return amount
-
-
-def name_sources(inputs: Iterable[str]) -> dict[str, str]:
-    """Paths by name, in the order given: [NAME=]PATH, else by the file's name up to its first dot.
-
-    UsageError: a name that is empty, not printable or taken.
-    """
-    found: dict[str, str] = {}
-    for given in inputs:
-        named = "=" in given and not Path(given).exists()
-        name, path = given.split("=", 1) if named else (Path(given).name.partition(".")[0], given)
-        if not name or not name.isprintable() or not path:
-            raise UsageError(f"{given!a} gives no name for a source", remedy="give one as NAME=FILE")
-        if name in found:
-            raise UsageError(f"{found[name]} and {path} are both {name}", remedy=f"give one as OTHER={path}")
-        found[name] = path
-    return found
+def add(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[list[float]]:
+    return [[a + b for a, b in zip(*rows)] for rows in zip(one, other)]

@@ -23,7 +23,7 @@ def run(phases, sizes, given=None, taken=None):
     taken = taken or [0] * len(sizes)
     given = given or [0] * len(sizes)
     size_of = lambda lane: sizes[lane][taken[lane] % len(sizes[lane])]  # noqa: E731
-    for lane in turns(curves(phases), sum(map(sum, phases)), given, size_of):
+    for lane, _ in turns(curves(phases), sum(map(sum, phases)), given, size_of):
         taken[lane] += 1
         yield lane, list(given), list(taken)
 
