@@ -21,6 +21,7 @@ from iqc.errors import IqcError
 from iqc.streams.inspect import lineage_text
 from iqc.streams.runner import StreamInput, read_records
 from iqc.streams.stage import Record
+from iqc.tokens import mix_report
 
 COLOURS = ("#1f6feb", "#d1570b", "#1a7f37", "#8250df", "#bf3989", "#57606a")
 
@@ -165,11 +166,24 @@ def training(found: Findings) -> list[tuple[str, ...]]:
     return rows
 
 
+def mixtures(found: Findings) -> list[tuple[str, ...]]:
+    """Rows of what went into each mixture, by source, language and difficulty."""
+    shown = [(name, data) for name, data in found.stages if mix_report.is_mixture(data)]
+    return [row for name, data in shown for row in mix_report.rows_of(data, name)]
+
+
 TABLES = (
     ("Records in and out", ("stage", "read", "kept", "dropped", "why"), funnel),
+    ("Mixtures", mix_report.COLUMNS, mixtures),
     ("Training", ("run", "updates", "measure", "first tenth", "last tenth"), training),
     ("Evaluations on held-out items", ("evaluation", "measure", "mean", "95 % interval", "tasks"), figures),
 )
+
+
+def tables(found: Findings) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+    """(title, columns, rows) of the tables that have rows."""
+    filled = [(title, columns, rows(found)) for title, columns, rows in TABLES]
+    return [table for table in filled if table[2]]
 
 
 def print_report(found: Findings) -> None:
@@ -178,11 +192,11 @@ def print_report(found: Findings) -> None:
     from rich.table import Table
 
     console = Console()
-    for title, columns, rows in TABLES:
+    for title, columns, rows in tables(found):
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for column in columns:
             table.add_column(column)
-        for row in rows(found):
+        for row in rows:
             table.add_row(*row)
         console.print(table, "")
     for sample in found.samples:
@@ -260,7 +274,7 @@ svg .axis { stroke: #8c959f; fill: none } svg .title { font-weight: 600 }
 
 def page(found: Findings, title: str) -> str:
     """The report as one HTML file that needs nothing else."""
-    tables = {name: table_html(columns, rows(found)) for name, columns, rows in TABLES}
+    mixed = "".join(mix_report.pictures(data, name) for name, data in found.stages if mix_report.is_mixture(data))
     curves = "".join(
         curve(run, measure, COLOURS[number % len(COLOURS)])
         for number, run in enumerate(found.runs)
@@ -275,8 +289,8 @@ def page(found: Findings, title: str) -> str:
     origin = f"<pre>{html.escape(lineage_text(newest.lineage))}</pre>" if newest and newest.lineage else ""
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        *(f"<h2>{name}</h2>{tables[name]}" for name in tables),
-        f"<h2>Pictures</h2>{bars(found) if found.evals else ''}<div>{curves}</div>",
+        *(f"<h2>{name}</h2>{table_html(columns, rows)}" for name, columns, rows in tables(found)),
+        f"<h2>Pictures</h2>{mixed}{bars(found) if found.evals else ''}<div>{curves}</div>",
         f"<h2>Samples of the exported model</h2>{samples}" if samples else "",
         f"<h2>Where {html.escape(newest.name)} comes from</h2>{origin}" if newest else "",
     ]

@@ -127,7 +127,7 @@ class Sources:
 
     def __init__(self, paths: dict[str, str], recipe: Recipe, tokenizer: str | None, settings: Settings):
         self.paths = paths
-        self.inputs = {name: StreamInput([path]) for name, path in paths.items()}
+        self.inputs = {name: open_source(path) for name, path in paths.items()}
         self.recipe, self.tokenizer, self.settings = recipe, tokenizer, settings
         self.lanes: list[Lane] = []
         self.counts = Counts()
@@ -218,11 +218,15 @@ class Sources:
                     raise UsageError(f"quantiles of source {name}, a pipe", remedy="give scores as bounds, or a file")
                 for _, result, _ in self._results(name, partial(scoring, difficulty.field)):
                     found += result.values
-                self.inputs[name] = StreamInput([self.paths[name]])  # it counts what it reads
+                self.inputs[name] = open_source(self.paths[name])  # it counts what it reads
         found.sort()
         if not found:
             raise UsageError(f'no record has a number "{difficulty.field}"', remedy="name the field of the scores")
         return [found[int(bound * len(found))] for bound in difficulty.bounds]
+
+
+def open_source(path: str) -> StreamInput:
+    return StreamInput([] if path == "-" else [path])  # none: the standard input, unless it is a terminal
 
 
 def sizes_array(sizes: list[int], by: str) -> np.ndarray | None:

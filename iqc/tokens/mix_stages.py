@@ -17,6 +17,7 @@ from pathlib import Path
 import orjson
 
 from iqc import __version__
+from iqc.errors import UsageError
 from iqc.streams.container import CHUNK, Frame, compress
 from iqc.streams.lineage import Input, Stage, line_digest
 from iqc.streams.output import Outputs, shard_name
@@ -102,7 +103,6 @@ class Mixer:
             for lane, queue, given, text, wanted in zip(
                 self.lanes, self.queues, self.given, self.text, self.plan.wanted
             )
-            if lane.records or wanted
         ]
 
 
@@ -169,6 +169,12 @@ def run_shards(job: Job, sources: Sources, seed: int, shuffle: bool) -> tuple[Mi
     directory = prepare(job)
     with AtomicFile(directory / MANIFEST) as manifest, Spill(str(directory)) as spill:
         made_by = maker(job, sources)
+        if None in made_by["input"] and any(directory.glob("part-*")):
+            raise UsageError(
+                "shards of another run, and a source is a pipe",
+                where=str(directory),
+                remedy="name a file instead of the pipe, or remove the directory to make it anew",
+            )
         finished = find_finished(directory, made_by, [settings.explain, settings.quarantine])
         lineages = []
         with Outputs(settings, shard_name(0)) if 0 not in finished else nullcontext() as first:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 
 from iqc.errors import UsageError
@@ -120,7 +121,7 @@ def difficulty_of(name: str, bounds: list[str]) -> Difficulty:
         values = [float(bound.removesuffix("%")) / (100 if quantiles[0] else 1) for bound in bounds]
     except ValueError:
         values = []
-    rising = all(low < high for low, high in pairwise(values))
+    rising = all(map(isfinite, values)) and all(low < high for low, high in pairwise(values))
     if not values or not rising or len(set(quantiles)) > 1 or (quantiles[0] and not 0 < values[0] <= values[-1] < 1):
         raise UsageError(f"bounds {', '.join(bounds)}", remedy="rising scores, 0.3,0.7, or quantiles, 33%,67%")
     return Difficulty(name, values, [f"band{number}" for number in range(1, len(values) + 2)], quantiles[0])
@@ -129,9 +130,10 @@ def difficulty_of(name: str, bounds: list[str]) -> Difficulty:
 def sources_of(recipe: Recipe, paths: dict[str, str], inputs: list[str]) -> dict[str, str]:
     """The path of every source, in the recipe's order: those INPUTs name come before those of the recipe's file.
 
-    A recipe without sources has those of the INPUTs. UsageError: an INPUT that is no source, a source without a path.
+    A recipe without sources has those of the INPUTs, or the standard input. UsageError: an INPUT that is no source, a
+    source without a path.
     """
-    given = name_sources(inputs)
+    given = name_sources(inputs or ([] if recipe.wishes else ["-"]))
     if not recipe.wishes:
         recipe.wishes = {name: Wish() for name in given}
     for name, path in given.items():
@@ -142,20 +144,21 @@ def sources_of(recipe: Recipe, paths: dict[str, str], inputs: list[str]) -> dict
     for name, wish in recipe.wishes.items():
         if name not in found and wish.weight != 0:
             raise UsageError(f"source {name} has no file", remedy=f"name it as INPUT: {name}=FILE")
-    if not recipe.wishes:
-        raise UsageError("no source", remedy="name streams as INPUT: [NAME=]FILE or DIR")
+    if list(found.values()).count("-") > 1:
+        raise UsageError("two sources from the standard input", remedy="name files for all but one")
     return {name: found[name] for name in recipe.wishes if name in found}
 
 
 def name_sources(inputs: Iterable[str]) -> dict[str, str]:
-    """Paths by name, in the order given: [NAME=]PATH, else by the file's name up to its first dot.
+    """Paths by name, in the order given: [NAME=]PATH, else by the file's name up to its first dot; stdin for -.
 
     UsageError: a name that is empty, not printable or taken.
     """
     found: dict[str, str] = {}
     for given in inputs:
         named = "=" in given and not Path(given).exists()
-        name, path = given.split("=", 1) if named else (Path(given).name.partition(".")[0], given)
+        short = "stdin" if given == "-" else Path(given).name.partition(".")[0]
+        name, path = given.split("=", 1) if named else (short, given)
         if not name or not name.isprintable() or not path:
             raise UsageError(f"{given!a} gives no name for a source", remedy="give one as NAME=FILE")
         if name in found:

@@ -123,7 +123,7 @@ class RecipeFile:
                 header = match[1].replace('"', "")
                 phases += header == "phase"
                 header = f"phase#{phases}" if header == "phase" else header
-                found = number if header == place else found
+                found = number if header == (place or key) else found
             name = re.match(r'\s*"?([^"=]*?)"?\s*=', line)
             if header == place and key and name and name[1] == key:
                 return number

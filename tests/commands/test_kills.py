@@ -17,6 +17,11 @@ COMMANDS = {
     "triplets": ("triplets {world}/repository --density 20 --min-score 0.1 -j 2", "FILE DIR/"),
     "fim": ("fim {world}/unique.zst -j 2 --shard-mib 1", "FILE DIR/"),
     "tasks": ("tasks -n 300", "FILE"),
+    "mix": (
+        "mix {world}/documents.zst x={world}/unique.zst --weight x=2 --max-epochs 30 --languages python=1 -j 2 "
+        "--shard-mib 1",
+        "FILE DIR/",
+    ),
     "pack": ("pack {world}/documents.zst --tokenizer {world}/tokenizer --context 128 -j 2 --shard-mib 1", "FILE DIR/"),
     "head": ("head -n all {world}/documents.zst -j 2", "FILE DIR/"),
     "head-n": ("head -n 9 {world}/documents.zst", "FILE"),
@@ -101,6 +106,7 @@ FILTERS = {
     "crawl-clean": ("documents.zst", "crawl-clean -j 2"),
     "dedup": ("documents.zst", "dedup"),
     "fim": ("documents.zst", "fim -j 2"),
+    "mix": ("documents.zst", "mix --epochs stdin=2 --languages python=1 -j 2"),
     "pack": ("documents.zst", "pack --tokenizer {world}/tokenizer"),
     "head": ("documents.zst", "head -n all"),
     "generate": ("prompts.zst", "generate --model {world}/run --max-new-tokens 4"),
