@@ -1,7 +1,8 @@
 """The lanes of a mixture: the records of one source, or of one language or difficulty in it, in the order of an epoch.
 
 The order of an epoch comes from (seed, lane, epoch) alone: its frames are permuted, and the records of as many of them
-as make a window are permuted together. Held are a window of text a lane, and 4 bytes a record for its size.
+as make a window are permuted together. Held are the windows, 256 MiB of text together or 8 MiB a lane where that is
+more (each line costs 33 bytes beside its text), and 4 bytes a record for its size.
 """
 
 import hashlib
@@ -16,7 +17,8 @@ from iqc.streams.container import Frame, compress
 from iqc.streams.reader import Chunk
 
 SPILL = 1 << 20  # bytes of text of one lane after which a frame of it is written
-WINDOW = 64 << 20  # bytes of text whose records are permuted together
+WINDOWS = 256 << 20  # bytes of text that all lanes hold together; the records of a window are permuted together
+LEAST_WINDOW = 8 << 20  # bytes of text a lane, however many there are
 
 
 @dataclass(slots=True)
@@ -95,9 +97,9 @@ class Spill:
 class Queue:
     """The records of a lane, epoch after epoch: the size of the next one, then its line. It starts at any place."""
 
-    def __init__(self, lane: Lane, seed: int, shuffle: bool, limit: int | None, taken: int = 0):
-        """`limit`: records given at most, over all epochs; `taken`: so many were given already."""
-        self.lane, self.seed, self.shuffle, self.limit = lane, seed, shuffle, limit
+    def __init__(self, lane: Lane, seed: int, shuffle: bool, window: int, limit: int, taken: int = 0):
+        """`window`: bytes of text; `limit`: records given at most, over all epochs; `taken`: given already."""
+        self.lane, self.seed, self.shuffle, self.room, self.limit = lane, seed, shuffle, window, limit
         self.taken = taken
         self.epoch = -1
         self.windows: list[list[Block]] = []
@@ -124,7 +126,7 @@ class Queue:
         epoch, place = divmod(self.taken, self.lane.records)
         if epoch != self.epoch:
             blocks = [self.lane.blocks[number] for number in self._order(len(self.lane.blocks), epoch, "frames")]
-            self.epoch, self.windows = epoch, windows(blocks)
+            self.epoch, self.windows = epoch, windows(blocks, self.room)
         number = 0
         while place >= (records := sum(block.records for block in self.windows[number])):
             number, place = number + 1, place - records
@@ -145,12 +147,12 @@ class Queue:
         return np.argsort(keys, kind="stable").tolist()
 
 
-def windows(blocks: list[Block]) -> list[list[Block]]:
-    """Neighbouring blocks whose text is WINDOW or just over it."""
+def windows(blocks: list[Block], room: int) -> list[list[Block]]:
+    """Neighbouring blocks, as many as reach `room` bytes of text."""
     found: list[list[Block]] = [[]]
     size = 0
     for block in blocks:
-        if size >= WINDOW:
+        if size >= room:
             found.append([])
             size = 0
         found[-1].append(block)

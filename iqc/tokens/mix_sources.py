@@ -153,7 +153,18 @@ class Sources:
                 difficulty if self.recipe.parted_by_difficulty(name) else None,
             )
             self.lanes += self._scan(name, parting, spill, outputs)
+        self._refuse_twins()
         spill.finish()
+
+    def _refuse_twins(self) -> None:
+        """UsageError where two sources are the same records, whose ids would then not be unique."""
+        names: dict[str | None, str] = {}
+        for name, source in self.inputs.items():
+            for item in source.results():
+                other = names.setdefault(item.digest, name)
+                if other != name and not (self.recipe.wishes[name].languages and self.recipe.wishes[other].languages):
+                    what = f"sources {other} and {name} hold the same records"
+                    raise UsageError(what, remedy="name it once, with a larger weight or more epochs")
 
     def _scan(self, name: str, parting: Parting, spill: Spill, outputs: Outputs | None) -> list[Lane]:
         lanes: dict[tuple[str, str], Lane] = {}

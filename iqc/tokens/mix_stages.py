@@ -26,7 +26,7 @@ from iqc.streams.runner import Counts, Job, Settings, identity_factory, report
 from iqc.streams.shards import find_finished, prepare, publish
 from iqc.streams.worker import Work
 from iqc.streams.writer import AtomicFile
-from iqc.tokens.lanes import Lane, Queue, Spill
+from iqc.tokens.lanes import LEAST_WINDOW, WINDOWS, Lane, Queue, Spill
 from iqc.tokens.mix import curves, turns
 from iqc.tokens.mix_sources import Sources
 from iqc.tokens.mixture import Plan, plan
@@ -41,6 +41,7 @@ class Mixer:
     def __init__(self, plan: Plan, lanes: list[Lane], seed: int, shuffle: bool):
         self.plan, self.lanes, self.seed, self.shuffle = plan, lanes, seed, shuffle
         self.total = plan.total
+        self.window = max(WINDOWS // max(1, sum(lane.records > 0 for lane in lanes)), LEAST_WINDOW)
         nothing = [0] * len(lanes)
         self.start({"given": nothing, "taken": nothing, "text": nothing, "marks": [], "done": False})
 
@@ -49,7 +50,7 @@ class Mixer:
         self.given, self.text, self.marks = state["given"][:], state["text"][:], state["marks"][:]
         self.done = state["done"]
         self.queues = [
-            Queue(lane, self.seed, self.shuffle, limit, taken)
+            Queue(lane, self.seed, self.shuffle, self.window, limit, taken)
             for lane, limit, taken in zip(self.lanes, self.plan.limits, state["taken"])
         ]
         self.turns = self._turns()

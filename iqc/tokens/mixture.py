@@ -34,13 +34,12 @@ def plan(recipe: Recipe, lanes: Sequence[Lane]) -> Plan:
     fixed = [recipe.wishes[lane.source].epochs is not None for lane in lanes]
     most = [most_epochs(recipe.wishes[lane.source], recipe) for lane in lanes]
     base = with_replay(recipe, lanes, of_epochs(recipe, lanes))
-    both = with_replay(recipe, lanes, add(of_epochs(recipe, lanes), of_weights(recipe, lanes)))
-    rates = [[there - here for here, there in zip(*rows)] for rows in zip(base, both)]  # for one unit of the weighted
+    rates = with_replay(recipe, lanes, of_weights(recipe, lanes))  # for one unit of all with weights
     start, slope = sums(base), sums(rates)
     free = 0.0
     if any(slope):
         there = [(often * lane.amount - a) / b for lane, often, a, b in zip(lanes, most, start, slope) if b]
-        free = min(there) if recipe.total is None else (recipe.total - sum(start)) / sum(slope)
+        free = max(0.0, min(there)) if recipe.total is None else (recipe.total - sum(start)) / sum(slope)
     elif recipe.total is not None:
         free = recipe.total - sum(start)
     if free < 0 or (free and not any(slope)):
@@ -176,7 +175,3 @@ def too_little(recipe: Recipe, lane: Lane, need: float, allowed: float) -> IqcEr
 def sums(rows: Sequence[Sequence[float]]) -> list[float]:
     """Of columns."""
     return [sum(column) for column in zip(*rows)]
-
-
-def add(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[list[float]]:
-    return [[a + b for a, b in zip(*rows)] for rows in zip(one, other)]

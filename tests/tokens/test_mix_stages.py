@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from iqc.errors import IqcError
 from iqc.streams.reader import lineage_at
 from iqc.streams.runner import Settings, StreamInput, read_records
-from iqc.tokens import lanes, mix_stages
+from iqc.tokens import mix_stages
 from iqc.tokens.recipe import Difficulty, Phase, Recipe, Wish
+from iqc.tokens.sequence import decode_sequence
 
 LANGUAGES = ("python", "rust", "go", None)
 
@@ -43,11 +44,11 @@ def world(make_stream, tmp_path_factory):
 def mixed(world, tmp_path):
     """Mix the world's sources by a recipe: (records in their order, counts)."""
 
-    def run(recipe, *, seed=0, shuffle=True, jobs=1, paths=None, **options):
+    def run(recipe, *, seed=0, shuffle=True, jobs=1, paths=None, tokenizer=None, **options):
         paths = paths or {name: str(world / f"{name}.zst") for name in recipe.wishes}
         target = tmp_path / "out.zst"
         how = Settings(output=str(target), jobs=jobs, quiet=True, **options)
-        counts = mix_stages.mix(paths, recipe, None, how, seed, shuffle)
+        counts = mix_stages.mix(paths, recipe, tokenizer, how, seed, shuffle)
         return list(read_records(StreamInput([str(target)]))), counts
 
     return run
@@ -203,7 +204,8 @@ def test_one_record(mixed, make_stream, tmp_path):
 @pytest.mark.parametrize("parted", [False, True])
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(world, tmp_path, monkeypatch, parted):
     monkeypatch.setattr(mix_stages, "CHUNK", 2000)
-    monkeypatch.setattr(lanes, "WINDOW", 5000)
+    monkeypatch.setattr(mix_stages, "WINDOWS", 50_000)
+    monkeypatch.setattr(mix_stages, "LEAST_WINDOW", 5000)
     paths = {name: str(world / f"{name}.zst") for name in "abc"}
     recipe = Recipe({"a": Wish(3), "b": Wish(1), "c": Wish(replay=0.2)}, total=10_000_000, max_epochs=1000)
     recipe.languages = {"python": 1, "*": 2} if parted else {}
@@ -251,3 +253,33 @@ def test_lineage_has_every_source_by_name(mixed, tmp_path):
     assert [item["label"] for item in node["inputs"]] == ["a", "c"]
     assert all(item["stage"] in lineage["stages"] for item in node["inputs"])
     assert node["counts"]["sources"]["c"] == {"there": 40, "given": 40}
+
+
+def test_tokens_are_those_that_packing_gives(mixed, iqc, saved, world, tmp_path):
+    """By text, and by the rows that it is packed to: the same tokens."""
+    packed = tmp_path / "packed.zst"
+    options = ("--tokenizer", saved, "--context", 4096, "-q")
+    assert iqc("pack", world / "c.zst", *options, "-o", packed).returncode == 0
+    rows = [decode_sequence(record).tokens.size for record in read_records(StreamInput([str(packed)]))]
+    _, counts = mixed(Recipe({"c": Wish()}, by="tokens"), tokenizer=str(saved))
+    assert counts.extra["mixture"]["lanes"][0]["there"]["amount"] == sum(rows)
+    records, counts = mixed(Recipe({"packed": Wish(epochs=2)}, by="tokens"), paths={"packed": str(packed)})
+    given = counts.extra["mixture"]["lanes"][0]["given"]
+    assert (given["records"], given["amount"]) == (len(records), 2 * sum(rows)) == (2 * len(rows), 2 * sum(rows))
+    with pytest.raises(IqcError, match="--by tokens of records that are no sequences"):
+        mixed(Recipe({"c": Wish()}, by="tokens"))
+
+
+def test_the_same_records_twice_are_refused(mixed, world):
+    paths = {"a": str(world / "a.zst"), "x": str(world / "a.zst")}
+    with pytest.raises(IqcError, match="sources a and x hold the same records"):
+        mixed(Recipe({"a": Wish(1), "x": Wish(1)}), paths=paths)
+    own = {"a": Wish(1, languages={"go": 1}), "x": Wish(1, languages={"rust": 1})}
+    assert mixed(Recipe(own), paths=paths)[0]
+
+
+def test_what_no_proportion_has_room_for_is_explained(mixed, tmp_path):
+    _, counts = mixed(Recipe({"c": Wish(1, languages={"go": 1})}), explain=str(tmp_path / "why.zst"))
+    why = list(read_records(StreamInput([str(tmp_path / "why.zst")])))
+    assert len(why) == counts.dropped["language"] > 0
+    assert all(record["dropped"]["rule"] == "language" and record["dropped"]["value"] != "go" for record in why)
