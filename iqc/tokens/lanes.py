@@ -2,7 +2,7 @@
 
 The order of an epoch comes from (seed, lane, epoch) alone: its frames are permuted, and the records of as many of them
 as make a window are permuted together. Held are the windows, 256 MiB of text together or 8 MiB a lane where that is
-more (each line costs 33 bytes beside its text), and 4 bytes a record for its size.
+more (each line costs 33 bytes beside its text), and 4 bytes for the size of every record where that is in tokens.
 """
 
 import hashlib
@@ -23,12 +23,13 @@ LEAST_WINDOW = 8 << 20  # bytes of text a lane, however many there are
 
 @dataclass(slots=True)
 class Block:
-    """A frame of one lane: where it lies and what its records measure; `sizes` is None where each counts as one."""
+    """Lines of one lane: where they lie and what they measure."""
 
     chunk: Chunk
     text: int  # bytes
     records: int
-    sizes: NDArray[np.uint32] | None
+    amount: int
+    sizes: NDArray[np.uint32] | None  # of the records, in tokens; records and bytes are counted when the lines are read
 
 
 @dataclass(slots=True)
@@ -46,7 +47,7 @@ class Lane:
     def add(self, block: Block) -> None:
         self.blocks.append(block)
         self.records += block.records
-        self.amount += block.records if block.sizes is None else int(block.sizes.sum(dtype=np.int64))
+        self.amount += block.amount
         self.text += block.text
 
     @property
@@ -61,7 +62,7 @@ class Spill:
         self.file = tempfile.TemporaryFile(dir=directory, prefix=".iqc-mix-")  # noqa: SIM115
         self.end = 0
         self.pending: dict[str, tuple[Lane, list[bytes], list[int]]] = {}
-        self.sizes: dict[str, int] = {}
+        self.text: dict[str, int] = {}  # bytes pending
 
     def __enter__(self) -> "Spill":
         return self
@@ -73,8 +74,8 @@ class Spill:
         _, lines, sizes = self.pending.setdefault(lane.key, (lane, [], []))
         lines.append(line)
         sizes.append(size)
-        self.sizes[lane.key] = self.sizes.get(lane.key, 0) + len(line) + 1
-        if self.sizes[lane.key] >= SPILL:
+        self.text[lane.key] = self.text.get(lane.key, 0) + len(line) + 1
+        if self.text[lane.key] >= SPILL:
             self._write(lane.key)
 
     def finish(self) -> None:
@@ -90,16 +91,16 @@ class Spill:
         name = f"/dev/fd/{self.file.fileno()}"
         chunk = Chunk(0, name, offset=self.end, compressed=len(frame.data), records=len(lines))
         self.end += len(frame.data)
-        self.sizes[key] = 0
-        lane.add(Block(chunk, len(text), len(lines), np.array(sizes, np.uint32)))
+        self.text[key] = 0
+        lane.add(Block(chunk, len(text), len(lines), sum(sizes), np.array(sizes, np.uint32)))
 
 
 class Queue:
     """The records of a lane, epoch after epoch: the size of the next one, then its line. It starts at any place."""
 
-    def __init__(self, lane: Lane, seed: int, shuffle: bool, window: int, limit: int, taken: int = 0):
+    def __init__(self, lane: Lane, by: str, seed: int, shuffle: bool, window: int, limit: int, taken: int = 0):
         """`window`: bytes of text; `limit`: records given at most, over all epochs; `taken`: given already."""
-        self.lane, self.seed, self.shuffle, self.room, self.limit = lane, seed, shuffle, window, limit
+        self.lane, self.by, self.seed, self.shuffle, self.room, self.limit = lane, by, seed, shuffle, window, limit
         self.taken = taken
         self.epoch = -1
         self.windows: list[list[Block]] = []
@@ -132,7 +133,9 @@ class Queue:
             number, place = number + 1, place - records
         blocks = self.windows[number]
         lines = [line for block in blocks for line in block.chunk.lines()]
-        sizes = [size for block in blocks for size in sizes_of(block)]
+        sizes = [len(line) + 1 for line in lines] if self.by == "bytes" else [1] * len(lines)
+        if self.by == "tokens":
+            sizes = np.concatenate([block.sizes for block in blocks if block.sizes is not None]).tolist()
         order = self._order(len(lines), epoch, str(number))[place:][::-1]
         self.lines = [lines[at] for at in order]
         self.sizes = [sizes[at] for at in order]
@@ -158,10 +161,6 @@ def windows(blocks: list[Block], room: int) -> list[list[Block]]:
         found[-1].append(block)
         size += block.text
     return found
-
-
-def sizes_of(block: Block) -> list[int]:
-    return [1] * block.records if block.sizes is None else block.sizes.tolist()
 
 
 def renamed(line: bytes, epoch: int) -> bytes:

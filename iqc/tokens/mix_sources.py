@@ -70,19 +70,17 @@ def score(record: Record, name: str) -> float | None:
     return value
 
 
-def sizer(by: str, tokenizer: str | None) -> Callable[[Record, bytes], int]:
-    """The size of a record with its line: 1, the bytes of the line with its end, or tokens."""
-    if by == "records":
-        return lambda record, line: 1
-    if by == "bytes":
-        return lambda record, line: len(line) + 1
+def counter(by: str, tokenizer: str | None) -> Callable[[Record], int]:
+    """The tokens of a record; 0 where nobody asks for tokens."""
+    if by != "tokens":
+        return lambda record: 0
     from iqc.tokens.render import render
     from iqc.tokens.sequence import decode_sequence
     from iqc.tokens.tokenizer import load
 
     loaded = load(Path(tokenizer)) if tokenizer else None
 
-    def tokens(record: Record, line: bytes) -> int:
+    def tokens(record: Record) -> int:
         if "tokens" in record and "lengths" in record:
             return decode_sequence(record).tokens.size
         if loaded is None:
@@ -96,17 +94,18 @@ def sizer(by: str, tokenizer: str | None) -> Callable[[Record, bytes], int]:
 
 
 def measuring(by: str, tokenizer: str | None, parting: Parting, copied: bool) -> Transform:
-    """The map of the first reading: a record to its size; where it is copied, to (size, line, language, band)."""
-    size = sizer(by, tokenizer)
+    """The map of the first reading: a record to its tokens; where it is copied, to (tokens, line, language, band)."""
+    tokens = counter(by, tokenizer)
 
     def transform(record: Record) -> Iterator[Any]:
         require(record, "id")
         language = parting.language(record)
         if language is None:
             yield Dropped(record, "language", metadata_of(record).get("lang"))
-            return
-        line = dump(record) if copied or by == "bytes" else b""
-        yield (size(record, line), line, language, parting.band(record)) if copied else size(record, line)
+        elif copied:
+            yield tokens(record), dump(record), language, parting.band(record)
+        else:
+            yield tokens(record)
 
     return transform
 
@@ -183,17 +182,24 @@ class Sources:
             self.counts.add(result)
             if outputs:
                 outputs.add(replace(result, output=[]))
-            if stays and not result.bad:
-                lane_of("", "").add(Block(chunk, result.size, result.read, sizes_array(result.values, self.recipe.by)))
+            if stays and not bad:
+                lane_of("", "").add(self._block(chunk, result))
                 continue
             values = result.values
             if stays:
                 lines = [line for number, line in enumerate(chunk.lines(), 1) if number not in bad]
-                values = [(size, line, "", "") for size, line in zip(result.values, lines)]
-            for size, line, language, band in values:
+                values = [(tokens, line, "", "") for tokens, line in zip(result.values, lines)]
+            for tokens, line, language, band in values:
+                size = {"tokens": tokens, "bytes": len(line) + 1}.get(self.recipe.by, 1)
                 spill.add(lane_of(language, band), line, size)
         order = parting.languages or sorted({language for language, _ in lanes})
         return [lanes[language, band] for language in order for band in bands]
+
+    def _block(self, chunk: Chunk, result: Result) -> Block:
+        """A chunk that stays where it is."""
+        sizes = np.array(result.values, np.uint32) if self.recipe.by == "tokens" else None
+        amount = {"tokens": sum(result.values), "bytes": result.size}.get(self.recipe.by, result.read)
+        return Block(chunk, result.size, result.read, amount, sizes)
 
     def _results(self, name: str, factory: Callable[[], Transform]) -> Iterator[tuple[Chunk, Result, set[int]]]:
         """What became of each chunk, and the numbers of its bad lines, from 1."""
@@ -238,10 +244,6 @@ class Sources:
 
 def open_source(path: str) -> StreamInput:
     return StreamInput([] if path == "-" else [path])  # none: the standard input, unless it is a terminal
-
-
-def sizes_array(sizes: list[int], by: str) -> np.ndarray | None:
-    return None if by == "records" else np.array(sizes, np.uint32)
 
 
 def is_stream(name: str) -> bool:

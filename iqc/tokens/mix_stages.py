@@ -38,8 +38,8 @@ MARKS = 50  # places in the output, evenly, at which the summary says what each 
 class Mixer:
     """Gives the lines of the mixture in order; `state` after any of them is what a later run goes on from."""
 
-    def __init__(self, plan: Plan, lanes: list[Lane], seed: int, shuffle: bool):
-        self.plan, self.lanes, self.seed, self.shuffle = plan, lanes, seed, shuffle
+    def __init__(self, plan: Plan, lanes: list[Lane], by: str, seed: int, shuffle: bool):
+        self.plan, self.lanes, self.by, self.seed, self.shuffle = plan, lanes, by, seed, shuffle
         self.total = plan.total
         self.window = max(WINDOWS // max(1, sum(lane.records > 0 for lane in lanes)), LEAST_WINDOW)
         nothing = [0] * len(lanes)
@@ -50,7 +50,7 @@ class Mixer:
         self.given, self.text, self.marks = state["given"][:], state["text"][:], state["marks"][:]
         self.done = state["done"]
         self.queues = [
-            Queue(lane, self.seed, self.shuffle, self.window, limit, taken)
+            Queue(lane, self.by, self.seed, self.shuffle, self.window, limit, taken)
             for lane, limit, taken in zip(self.lanes, self.plan.limits, state["taken"])
         ]
         self.turns = self._turns()
@@ -155,7 +155,10 @@ def mix(
     else:
         with Outputs(settings) as outputs, Spill(spill_directory(settings)) as spill:
             sources.scan(spill, outputs)
-            mixer, counts = Mixer(plan(recipe, sources.lanes), sources.lanes, seed, shuffle), sources.counts
+            mixer, counts = (
+                Mixer(plan(recipe, sources.lanes), sources.lanes, sources.recipe.by, seed, shuffle),
+                sources.counts,
+            )
             write(outputs, mixer.lines(None), settings)
             counts.extra = {"sources": mixer.by_source()}
             outputs.finish(stage, sources.results(), counts)
@@ -180,7 +183,7 @@ def run_shards(job: Job, sources: Sources, seed: int, shuffle: bool) -> tuple[Mi
         lineages = []
         with Outputs(settings, shard_name(0)) if 0 not in finished else nullcontext() as first:
             sources.scan(spill, first)
-            mixer = Mixer(plan(sources.recipe, sources.lanes), sources.lanes, seed, shuffle)
+            mixer = Mixer(plan(sources.recipe, sources.lanes), sources.lanes, sources.recipe.by, seed, shuffle)
             if first:
                 lineages.append(fill(first, job, mixer, 0, made_by))
         while not mixer.done:

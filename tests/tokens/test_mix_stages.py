@@ -182,7 +182,7 @@ def test_phases_change_weights_and_difficulty(mixed):
 def test_records_of_size_zero_are_not_lost(mixed, monkeypatch):
     from iqc.tokens import mix_sources
 
-    monkeypatch.setattr(mix_sources, "sizer", lambda by, tokenizer: lambda record, line: int(record["id"][-1]) % 2)
+    monkeypatch.setattr(mix_sources, "counter", lambda by, tokenizer: lambda record: int(record["id"][-1]) % 2)
     records, counts = mixed(Recipe({"a": Wish(), "c": Wish()}, by="tokens"))
     assert len(records) == 440 and counts.extra["mixture"]["lanes"][0]["there"]["amount"] == 200
 
