@@ -13,9 +13,11 @@ from iqc.streams.output import shard_name
 from iqc.streams.reader import MANIFEST
 from iqc.streams.writer import AtomicFile, StreamWriter
 from iqc.tokens import tokenizer
+from iqc.tokens.law import Law
 from iqc.tokens.sequence import encode_sequence
 
 SOURCES = [Path(module.__file__).read_text(encoding="utf-8") for module in (argparse, json.decoder, textwrap)]
+SPANS = {"alpha_N": (0.2, 0.6), "alpha_D": (0.2, 0.6), "L_inf": (0.3, 1.2)}  # of a planted law
 
 
 @pytest.fixture(scope="session")
@@ -102,3 +104,17 @@ def write_shards(write_rows):
         return place
 
     return write
+
+
+@pytest.fixture(scope="session")
+def make_law():
+    """A law with random parameters of some languages; the same seed gives the same one."""
+    return planted
+
+
+def planted(*languages, seed=0):
+    draw = np.random.default_rng(seed)
+    count = len(languages)
+    vectors = {name: draw.uniform(*span, count) for name, span in SPANS.items()}
+    tau = draw.uniform(0, 0.4, (count, count)) * (1 - np.eye(count))
+    return Law(tuple(languages), *draw.uniform(0.2, 0.6, 2), draw.uniform(0.5, 2), **vectors, tau=tau, N0=5e8, D0=1e10)
