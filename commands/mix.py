@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from iqc.commands import mix_law as options
 from iqc.errors import UsageError
 from iqc.options import Seed, command_app, stage_options
 
@@ -30,12 +31,6 @@ class By(StrEnum):
 class Short(StrEnum):
     fail = "fail"
     rescale = "rescale"
-
-
-class Law(StrEnum):
-    fit = "fit"
-    predict = "predict"
-    allocate = "allocate"
 
 
 @app.command()
@@ -102,19 +97,55 @@ def mix(
         str | None,
         typer.Option("--report", metavar="FILE.html", help="Write a page of what went in: table and picture."),
     ] = None,
-    law: Annotated[
-        Law | None, typer.Option("--law", help="No mixture: the scaling law of languages, from and to INPUT and -o.")
-    ] = None,
+    law: options.LawOption = None,
+    law_file: options.LawFile = None,
+    given: options.Given = None,
+    free: options.Free = None,
+    synergy: options.SynergyOption = None,
+    draws: options.Draws = None,
+    huber: options.Huber = None,
+    model_size: options.ModelSize = None,
+    least: options.Least = None,
+    most: options.Most = None,
+    available: options.Available = None,
+    reducible: options.Reducible = False,
+    published: options.Published = False,
     seed: Seed = 0,
 ) -> None:
     """Mix streams to one whose shares are as near to the wanted ones as whole records allow, at every place in it.
 
     Without weights every source is given once, spread evenly. A record that is given again has the id ID#epoch2.
     """
+    mixing: dict[str, Any] = {
+        "weight": weight,
+        "epochs": epochs,
+        "replay": replay,
+        "by": by,
+        "short": short,
+        "recipe": recipe,
+    }
+    mixing |= {"temperature": temperature, "language_temperature": language_temperature, "difficulty": difficulty}
+    mixing |= {"tokenizer": tokenizer, "report": report}
+    own: dict[str, Any] = {
+        "law_file": law_file,
+        "set": given,
+        "free": free,
+        "synergy": synergy,
+        "draws": draws,
+        "huber": huber,
+    }
+    own |= {"model_size": model_size, "least": least, "most": most, "available": available}
+    own |= {"reducible": reducible or None, "published": published or None}
+    for name, value in (own if law is None else mixing).items():
+        if value is not None:
+            flag, which = f"--{name.replace('_', '-')}", "goes with --law" if law is None else "does not go with --law"
+            raise UsageError(f"{flag} {which}", remedy="`iqc help mix` has the options of each")
     if law is not None:
-        from iqc.tokens.law import run_law
+        from iqc.tokens.law_stages import run_law
 
-        run_law(law.value, settings.inputs, settings.output)
+        own |= {"given": own.pop("set"), "size": own.pop("model_size"), "synergy": synergy and synergy.value}
+        own |= {"budget": total, "shares": languages, "max_epochs": max_epochs}
+        run_law(law.value, options.asked(seed, **own), settings)
         return
     from iqc.tokens.mix_stages import mix as stage
     from iqc.tokens.recipe import Recipe, amount_of, difficulty_of, sources_of

@@ -57,15 +57,12 @@ def bounds_of(
     available: Mapping[str, float],
     epochs: float,
 ) -> Bounds:
-    """Bounds by language: given shares, and `available` tokens that may be read `epochs` times. IqcError where no
-    mixture is within them."""
-    for name in (*least, *most, *available):
-        if name not in law.languages:
-            raise IqcError(f"no language {name!r} in the law", remedy=f"it has {', '.join(law.languages)}")
-    low = np.array([least.get(lang, 0.0) for lang in law.languages])
-    high = np.array(
-        [min(most.get(lang, 1.0), available.get(lang, np.inf) * epochs / budget, 1.0) for lang in law.languages]
+    """Bounds by language (`*`: of all that are not named): shares, and `available` tokens that may be read `epochs`
+    times. IqcError where no mixture is within them."""
+    low, high, there = (
+        by_language(law, limits, default) for limits, default in ((least, 0.0), (most, 1.0), (available, np.inf))
     )
+    high = np.minimum(np.minimum(high, there * epochs / budget), 1)
     for lang, one, other in zip(law.languages, low, high):
         if not 0 <= one <= other:
             raise IqcError(
@@ -81,6 +78,12 @@ def bounds_of(
             else "more tokens available, more --max-epochs, or a smaller --total",
         )
     return Bounds(low, high)
+
+
+def by_language(law: Law, limits: Mapping[str, float], default: float) -> Array:
+    if unknown := [name for name in limits if name not in (*law.languages, "*")]:
+        raise IqcError(f"no language {unknown[0]!r} in the law", remedy=f"it has {', '.join(law.languages)}")
+    return np.array([limits.get(lang, limits.get("*", default)) for lang in law.languages])
 
 
 def allocate(law: Law, n: float, d: float, bounds: Bounds, *, reducible: bool = False, seed: int = 0) -> Allocation:

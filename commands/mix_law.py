@@ -1,0 +1,101 @@
+"""The options of `iqc mix` that `--law` has for itself, and what they ask for."""
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from iqc.errors import UsageError
+
+if TYPE_CHECKING:
+    from iqc.tokens.law_stages import Asked
+
+
+class Law(StrEnum):
+    fit = "fit"
+    predict = "predict"
+    allocate = "allocate"
+
+
+class Synergy(StrEnum):
+    published = "published"
+    ones = "ones"
+
+
+LawOption = Annotated[
+    Law | None,
+    typer.Option("--law", help="No mixture: fit the scaling law of languages to runs, predict losses, or find shares."),
+]
+LawFile = Annotated[
+    str | None, typer.Option("--law-file", metavar="FILE", help="A law; without one, what is published and --set.")
+]
+Given = Annotated[
+    str | None,
+    typer.Option("--set", metavar="NAME=X,...", help="Numbers of your own: A, B, gamma, the units N0 and D0."),
+]
+Free = Annotated[
+    str | None,
+    typer.Option("--free", metavar="NAME,...", help="What fit finds, of A, B, gamma, tau, alpha_N, alpha_D, L_inf."),
+]
+SynergyOption = Annotated[
+    Synergy | None, typer.Option("--synergy", help="tau of a fit: the published table, or 1 for any two languages.")
+]
+Draws = Annotated[
+    int | None, typer.Option("--draws", metavar="N", min=0, max=100_000, help="Of the bootstrap of a fit; else 200.")
+]
+Huber = Annotated[
+    float | None,
+    typer.Option("--huber", metavar="X", min=1e-6, help="Log error from which a run counts linearly; else 0.001."),
+]
+ModelSize = Annotated[
+    str | None, typer.Option("--model-size", metavar="N", help="Parameters, such as 1.3B; its tokens are --total.")
+]
+Least = Annotated[
+    str | None,
+    typer.Option("--least", metavar="LANG=P,...", help="Least shares of an allocation; * is all the others."),
+]
+Most = Annotated[str | None, typer.Option("--most", metavar="LANG=P,...", help="Largest shares of an allocation.")]
+Available = Annotated[
+    str | None,
+    typer.Option("--available", metavar="LANG=N,...", help="Tokens there are, each read --max-epochs times at most."),
+]
+Reducible = Annotated[
+    bool, typer.Option("--reducible", help="Allocate for L - L_inf: no language gains by being easy to predict.")
+]
+Published = Annotated[bool, typer.Option("--published", help="Show the published allocation, which is a table.")]
+
+
+def asked(seed: int, **options: Any) -> "Asked":
+    """The options, as they were given, to what the law is asked for."""
+    from iqc.tokens.law_stages import Asked
+    from iqc.tokens.recipe import amount_of
+
+    found = {name: value for name, value in options.items() if value is not None}
+    for name in ("given", "shares", "least", "most", "available"):
+        if name in found:
+            amounts = name == "available"
+            found[name] = {key: amount_of(text) if amounts else number(key, text) for key, text in parts(found[name])}
+    for name in ("size", "budget"):
+        if name in found:
+            found[name] = float(amount_of(found[name]))
+    if "free" in found:
+        found["free"] = tuple(name.strip() for name in found["free"].split(","))
+    return Asked(seed=seed, **found)
+
+
+def parts(text: str) -> list[tuple[str, str]]:
+    """`A=1,B=2` to its pairs."""
+    found = []
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        if not name.strip() or not value.strip():
+            raise UsageError(f"{part!r} is no NAME=X", remedy="name each number: go=0.2,rust=0.1")
+        found.append((name.strip(), value.strip()))
+    return found
+
+
+def number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{name}={text}: no number", remedy=f"such as {name}=0.5") from None

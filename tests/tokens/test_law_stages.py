@@ -1,0 +1,167 @@
+"""`iqc mix --law` from files to files."""
+
+import json
+import tomllib
+
+import numpy as np
+import pytest
+
+from iqc.errors import BadRecord, IqcError, UsageError
+from iqc.streams.runner import Settings, StreamInput, read_records
+from iqc.tokens.law import predict, read_law
+from iqc.tokens.law_stages import Asked, point_of, run_law
+
+LANGUAGES = ("go", "java", "rust")
+RUN = {"N": 1e8, "D": 2e9, "p": {"go": 0.5, "java": 0.5}, "loss": 1.3}
+
+
+@pytest.fixture(scope="session")
+def runs_file(make_law, tmp_path_factory):
+    """Runs of a planted law with published languages, as JSON lines."""
+    law, draw = make_law(*LANGUAGES), np.random.default_rng(0)
+    mixtures = [*np.eye(3), np.full(3, 1 / 3), *draw.dirichlet(np.ones(3), 2)]
+    path = tmp_path_factory.mktemp("law") / "runs.jsonl"
+    with open(path, "w") as out:
+        for n in (1e8, 5e8, 2e9):
+            for d in (2e9, 1e10, 5e10):
+                for p in mixtures:
+                    loss = predict(law, n, d, p)[0] * np.exp(2e-3 * draw.normal())
+                    out.write(json.dumps({"N": n, "D": d, "p": dict(zip(LANGUAGES, p)), "loss": loss}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def law_file(runs_file, tmp_path_factory):
+    path = tmp_path_factory.mktemp("law") / "law.zst"
+    run_law("fit", Asked(draws=8), Settings(inputs=[str(runs_file)], output=str(path), jobs=1, quiet=True))
+    return path
+
+
+def test_a_law_file_says_what_it_was_made_of(law_file, iqc):
+    law, found = read_law(str(law_file))
+    assert law.languages == LANGUAGES and law.origin["A"] == "fit" and law.origin["tau"] == "published"
+    assert found["runs"] == found["trainings"] == 54 and found["digest"].startswith("sha256:")
+    assert set(found["held_out"]) == {"N", "D", "p"} and len(found["draws"]["A"]) == 8 and not found["confounded"]
+    lineage = iqc("lineage", law_file).stdout.decode()
+    assert "read 54, kept 1" in lineage and "law=fit" in lineage
+
+
+def test_the_order_of_runs_does_not_change_the_law(runs_file, tmp_path):
+    lines = runs_file.read_text().splitlines()
+    found = []
+    for place, some in enumerate((lines, lines[::-1])):
+        (tmp_path / "in").write_text("\n".join(some))
+        out = tmp_path / f"{place}"
+        settings = Settings(inputs=[str(tmp_path / "in")], output=str(out), jobs=1, quiet=True, plain=True)
+        run_law("fit", Asked(draws=1, free=("A", "B", "L_inf"), given={"gamma": 0}), settings)
+        found.append(out.read_bytes())
+    assert found[0] == found[1] and b'"gamma":"given"' in found[0]
+
+
+def test_predictions_are_the_laws_and_say_where_its_numbers_are_from(law_file, runs_file, tmp_path, capsys):
+    law, _ = read_law(str(law_file))
+    out = tmp_path / "out.zst"
+    run_law("predict", Asked(law_file=str(law_file)), Settings(inputs=[str(runs_file)], output=str(out), jobs=1))
+    for point in read_records(StreamInput([str(out)])):
+        wanted = predict(law, point["N"], point["D"], list(point["p"].values()))[0]
+        assert point["predicted_loss"] == pytest.approx(wanted, rel=1e-12)
+        low, high = point["predicted_interval"]
+        assert low <= high and point["predicted_loss"] == pytest.approx(point["loss"], rel=0.02)
+        assert point["law"]["gamma"] == "fit"
+    assert "A, B, gamma from the fit" in capsys.readouterr().err
+    given = {"A": 0.4, "B": 0.3, "gamma": 1.0, "N0": 1e9, "D0": 1e9}
+    run_law("predict", Asked(given=given, size=1e9, budget=1e9, shares={"go": 1.0}), Settings())
+    shown = capsys.readouterr().out
+    assert f"loss {0.4 + 0.3 + 0.414:.5g}\n" in shown and "not published, but yours: A = 0.4, B = 0.3" in shown
+
+
+def test_an_allocation_is_a_recipe(law_file, tmp_path, capsys):
+    out = tmp_path / "mix.toml"
+    asked = Asked(
+        law_file=str(law_file), size=1e9, budget=2e10, least={"*": 0.1}, most={"java": 0.6}, available={"go": 1e10}
+    )
+    run_law("allocate", asked, Settings(output=str(out)))
+    shares = tomllib.loads(out.read_text())["languages"]
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-5) and min(shares.values()) >= 0.1 - 1e-6
+    assert shares["java"] <= 0.6 and shares["go"] <= 0.5
+    shown = capsys.readouterr().out
+    assert "KKT" in shown and "of the draws the allocation is better" in shown and "easy to predict" in shown
+    run_law("allocate", Asked(published=True, budget=7e11), Settings(output=str(out)))
+    assert tomllib.loads(out.read_text())["languages"]["python"] == pytest.approx(76.77 / 350, abs=1e-6)
+    assert "cannot be computed from the published law" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"loss": -1.0}, "loss is -1.0"),
+        ({"loss": None}, "loss is None"),
+        ({"N": 0}, "N is 0"),
+        ({"D": True}, "D is True"),
+        ({"D": "2e9"}, "D is '2e9'"),
+        ({"p": {}}, "not shares"),
+        ({"p": {"go": 0.5, "java": 0.4}}, "add up to 0.9"),
+        ({"p": {"go": 1.5, "java": -0.5}}, "shares"),
+        ({"p": {"go": None, "java": 1}}, "share of go is None"),
+        ({"p": {"go": 0.5, "cobol": 0.5}}, "unknown language 'cobol'"),
+    ],
+)
+def test_a_bad_run_is_refused_with_its_line(change, says, tmp_path):
+    with pytest.raises(BadRecord, match=says):
+        point_of(RUN | change, loss=True, languages=LANGUAGES)
+    path = tmp_path / "runs.jsonl"
+    path.write_text(json.dumps(RUN) + "\n" + json.dumps(RUN | change) + "\n")
+    with pytest.raises(BadRecord) as error:
+        run_law("fit", Asked(), Settings(inputs=[str(path)], output=str(tmp_path / "out"), jobs=1, quiet=True))
+    assert error.value.where == f"{path}:2" and error.value.remedy
+
+
+def test_shares_are_normalised_and_a_point_needs_no_loss():
+    found = point_of({"N": 1, "D": 2, "p": {"go": 0.333, "java": 0.333, "rust": 0.333}}, loss=False)
+    assert found == {"N": 1.0, "D": 2.0, "p": dict.fromkeys(LANGUAGES, pytest.approx(1 / 3))}
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "kinds", "says"),
+    [
+        ("fit", Asked(free=("A", "C")), UsageError, "--free C"),
+        ("fit", Asked(free=("B", "gamma", "L_inf")), UsageError, "A is not free and has no value"),
+        ("fit", Asked(given={"alpha_N": 1.0}), IqcError, "no parameter 'alpha_N'"),
+        ("predict", Asked(), IqcError, "A, B, gamma not given, and not published"),
+        ("predict", Asked(given={"A": 1, "B": 1, "gamma": 1}, size=1e9), UsageError, "half a point"),
+        ("allocate", Asked(size=1e9), UsageError, "no budget"),
+        ("allocate", Asked(size=1e9, budget=1e9), UsageError, "reads no INPUT"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(kind, asked, kinds, says, runs_file, tmp_path):
+    inputs = None if says == "no budget" else [str(runs_file)]
+    with pytest.raises(kinds, match=says):
+        run_law(kind, asked, Settings(inputs=inputs, output=str(tmp_path / "out"), jobs=1, quiet=True))
+
+
+def test_too_few_runs_and_none_are_refused(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    for text, says in ((json.dumps(RUN) + "\n", "1 runs for 9 free parameters"), ("", "no runs")):
+        path.write_text(text)
+        with pytest.raises(IqcError, match=says):
+            run_law("fit", Asked(), Settings(inputs=[str(path)], output=str(tmp_path / "out"), jobs=1, quiet=True))
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_hands_everything_on(iqc, law_file, runs_file, tmp_path):
+    where = ("--law-file", law_file, "--model-size", "1B", "--total", "20G")
+    done = iqc("mix", "--law", "allocate", *where, "--least", "*=0.2", "--reducible", "-o", tmp_path / "mix.toml")
+    assert done.returncode == 0 and b"least L - L_inf(p)" in done.stdout
+    assert min(tomllib.loads((tmp_path / "mix.toml").read_text())["languages"].values()) >= 0.2
+    done = iqc("mix", "--law", "predict", *where, "--languages", "go=0.5,rust=0.5")
+    assert done.returncode == 0 and done.stdout.startswith(b"N = 1e+09, D = 2e+10, go 0.5, rust 0.5\nloss ")
+    (tmp_path / "bad.jsonl").write_text('{"N": 1}\n')
+    done = iqc("mix", "--law", "fit", tmp_path / "bad.jsonl", "-o", tmp_path / "law.zst", "--huber", 0.01, "--draws", 5)
+    assert done.returncode == 1 and f"{tmp_path}/bad.jsonl:1: D is None".encode() in done.stderr
+    for wrong in (
+        ("--least", "go=0.1", runs_file),
+        ("--law", "fit", "--weight", "a=1", runs_file),
+        ("--law", "fit", "--set", "A"),
+    ):
+        done = iqc("mix", *wrong)
+        assert done.returncode == 2, (wrong, done.stderr)
