@@ -166,12 +166,26 @@ def mix(
     for name, value in replaced.items():
         if value is not None:
             setattr(asked, name, value)
+    if report:
+        check_report(report, settings)
     counts = stage(paths, asked.checked(), tokenizer, settings, seed, shuffle)
     if report:
         from iqc.report import Findings, page
         from iqc.streams.writer import write_file
 
         write_file(report, page(Findings(stages=[("mix", {"command": "mix"} | counts.json())]), "iqc mix").encode())
+
+
+def check_report(report: str, settings: "Settings") -> None:
+    """That the page can be written, before the work, and over nothing else."""
+    import os
+
+    from iqc.streams.output import check_parent
+
+    check_parent(report)
+    for path in (settings.output, settings.summary, settings.explain, settings.quarantine):
+        if path is not None and os.path.realpath(path) == os.path.realpath(report):
+            raise UsageError(f"--report {report} is written twice", remedy="give each output a file of its own")
 
 
 def pairs(option: str, texts: list[str]) -> dict[str, float]:

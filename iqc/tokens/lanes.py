@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from iqc.streams.container import Frame, compress
 from iqc.streams.reader import Chunk
+from iqc.streams.writer import dump
 
 SPILL = 1 << 20  # bytes of text of one lane after which a frame of it is written
 WINDOWS = 256 << 20  # bytes of text that all lanes hold together; the records of a window are permuted together
@@ -166,4 +167,4 @@ def windows(blocks: list[Block], room: int) -> list[list[Block]]:
 def renamed(line: bytes, epoch: int) -> bytes:
     """The record with an id of its own in this epoch, counted from 1: ID#epoch2."""
     record = orjson.loads(line)
-    return orjson.dumps(record | {"id": f"{record['id']}#epoch{epoch}"})
+    return dump(record | {"id": f"{record['id']}#epoch{epoch}"})
