@@ -6,7 +6,7 @@ much as the first of them has.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import inf
+from math import ceil, inf
 
 from iqc.errors import IqcError, UsageError
 from iqc.tokens.lanes import Lane
@@ -21,7 +21,7 @@ class Plan:
     phases: list[list[float]]
     wanted: list[float]
     limits: list[int]
-    owed: list[bool]  # those that are used up: they give all of it
+    owed: list[bool]  # those that are used up after whole epochs: they give all of it
 
     @property
     def total(self) -> float:
@@ -52,8 +52,9 @@ def plan(recipe: Recipe, lanes: Sequence[Lane]) -> Plan:
     given = capped(recipe, lanes, needs, allowed)
     factors = [new / old if old else 0.0 for new, old in zip(given, needs)]
     phases = [[amount * factor for amount, factor in zip(row, factors)] for row in phases]
-    limits = [round(often * lane.records) for lane, often in zip(lanes, most)]
-    owed = [often * lane.amount - amount <= 1e-6 for lane, often, amount in zip(lanes, most, sums(phases))]
+    limits = [ceil(often) * lane.records for lane, often in zip(lanes, most)]
+    used_up = [often * lane.amount - amount <= 1e-6 for lane, often, amount in zip(lanes, most, sums(phases))]
+    owed = [whole and often == ceil(often) for whole, often in zip(used_up, most)]
     return Plan(phases, wanted, limits, owed)
 
 

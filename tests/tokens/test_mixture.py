@@ -1,11 +1,12 @@
 """Plans: amounts add up, shares are those asked for, limits hold, two margins are met or refused."""
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from iqc.errors import IqcError, UsageError
 from iqc.tokens.lanes import Lane
+from iqc.tokens.mix import curves, turns
 from iqc.tokens.mixture import plan
 from iqc.tokens.recipe import REST, Difficulty, Phase, Recipe, Wish
 from iqc.tokens.shares import fit_margins
@@ -59,6 +60,37 @@ def test_without_a_total_the_first_source_is_just_used_up(mixture):
             assert need == pytest.approx(wish.replay * made.total)
             number = lanes.index(one)
             assert all(row[number] == pytest.approx(wish.replay * sum(row)) for row in made.phases)
+
+
+@settings(max_examples=60)
+@given(weighted(), st.randoms(use_true_random=False))
+def test_lanes_that_end_stay_within_one_record_of_their_curves(mixture, draw):
+    """The bounds of the schedule hold for a whole plan, whose lanes end after their epochs; and what is to be given
+    whole is given whole."""
+    recipe, lanes = mixture
+    sizes = []
+    for one in lanes:
+        one.records = one.records % 40 + 1
+        sizes.append([draw.choice((0, 1, 9, 200)) for _ in range(one.records)])
+        one.amount = sum(sizes[-1])
+    try:
+        made = plan(recipe, lanes)
+    except IqcError:
+        return
+    taken, given = [0] * len(lanes), [0] * len(lanes)
+    largest, wanted, total = max(map(max, sizes)), curves(made.phases), made.total
+
+    def next_size(lane):
+        return sizes[lane][taken[lane] % lanes[lane].records] if taken[lane] < made.limits[lane] else None
+
+    for lane, _ in turns(wanted, total, given, next_size):
+        taken[lane] += 1
+        done = min(sum(given), total)
+        for amount, curve, own in zip(given, wanted, sizes):
+            assert curve.at(done) - largest - 1e-6 <= amount <= curve.at(done) + max(own) + 1e-6
+    assert sum(given) >= total - 1e-6
+    for amount, limit, owed, own, one in zip(given, made.limits, made.owed, sizes, lanes):
+        assert not owed or amount >= limit // one.records * sum(own) - largest
 
 
 @given(st.lists(st.tuples(POSITIVE, st.integers(1, 1000)), min_size=1, max_size=6), st.integers(1, 50_000))
