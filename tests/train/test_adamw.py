@@ -26,6 +26,11 @@ def run(optimizer, params, steps, first=0):
 
 
 @pytest.fixture
+def on_the_cpu():
+    """Not here: one of these tests is of a GPU."""
+
+
+@pytest.fixture
 def on_gpu(monkeypatch):
     """Tensors of 100 elements and more are updated as a GPU's are, without compiling."""
     monkeypatch.setattr(adamw, "_on_gpu", lambda p: p.numel() >= 100)
