@@ -2,9 +2,15 @@
 
 import os
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from iqc.history.triplets import Options, triplets
+from iqc.streams.stage import Dropped
+
+ALL = {"window": (0.0, 1.0), "density": 100.0, "horizon": 1, "min_score": 0.0}  # nothing is left out by choice
 
 
 class Work:
@@ -56,6 +62,55 @@ def new_work(tmp_path):
         return Work(tmp_path / name, tmp_path / "home", **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def everything():
+    """Options of the miner of triplets that leave nothing out by choice."""
+    return ALL
+
+
+@pytest.fixture(scope="session")
+def mine():
+    """All triplets of a repository, and how many each rule dropped."""
+
+    def of(place, **options):
+        items = list(triplets(place, Options(**(ALL | options))))
+        kept = [item for item in items if not isinstance(item, Dropped)]
+        return kept, Counter(item.rule.removeprefix("triplets.") for item in items if isinstance(item, Dropped))
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def body():
+    """The text of module k, with n functions."""
+    return module_text
+
+
+def module_text(k, n=30):
+    return "".join(f"def f{k}_{i}(x):\n    return x + {i}\n\n\n" for i in range(n))
+
+
+@pytest.fixture
+def started(work):
+    """A repository with two plain commits, so that every later one can be the end of a triplet."""
+    for k in range(2):
+        work.write(f"m{k}.py", module_text(k))
+        work.commit(f"Add the module number {k}")
+    return work
+
+
+@pytest.fixture
+def loose():
+    """The file of an object that is in no pack, made writable."""
+
+    def of(work, oid):
+        path = work.place / ".git/objects" / oid[:2] / oid[2:]
+        path.chmod(0o644)
+        return path
+
+    return of
 
 
 @pytest.fixture

@@ -1,53 +1,15 @@
 """Repositories with everything in them that Git allows, and some that are broken: mined, or refused by name."""
 
-import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 import zlib
-from collections import Counter
-from itertools import pairwise
-from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from iqc.errors import BadRecord, IqcError
-from iqc.history import stages
+from iqc.errors import IqcError
 from iqc.history.git import Repository
 from iqc.history.states import ContextOptions
-from iqc.history.triplets import Options, _Miner, triplets
-from iqc.streams.stage import Dropped, Raw
-
-ALL = {"window": (0.0, 1.0), "density": 100.0, "horizon": 1, "min_score": 0.0}
-
-
-def mine(place, **options):
-    items = list(triplets(place, Options(**(ALL | options))))
-    kept = [item for item in items if not isinstance(item, Dropped)]
-    rules = Counter(item.rule.removeprefix("triplets.") for item in items if isinstance(item, Dropped))
-    return kept, rules
-
-
-def body(k, n=30):
-    return "".join(f"def f{k}_{i}(x):\n    return x + {i}\n\n\n" for i in range(n))
-
-
-@pytest.fixture
-def started(work):
-    """A repository with two plain commits, so that every later one can be the end of a triplet."""
-    for k in range(2):
-        work.write(f"m{k}.py", body(k))
-        work.commit(f"Add the module number {k}")
-    return work
-
-
-def loose(work, oid):
-    path = work.place / ".git/objects" / oid[:2] / oid[2:]
-    path.chmod(0o644)
-    return path
 
 
 def raw_commit(work, message, committer=b"a <a@example.org> 1700000000 +0000", headers=b"", parents=("HEAD",)):
@@ -61,7 +23,7 @@ def raw_commit(work, message, committer=b"a <a@example.org> 1700000000 +0000", h
     return oid
 
 
-def test_renames_copies_modes_and_empty_files(started, git_apply, state):
+def test_renames_copies_modes_and_empty_files(started, git_apply, state, mine, body):
     work = started
     (work.place / "m0.py").rename(work.place / "moved.py")
     work.write("moved.py", body(0).replace("x + 7", "x + seven"))
@@ -87,7 +49,7 @@ def test_renames_copies_modes_and_empty_files(started, git_apply, state):
     assert [file["mode"] for file in kept[2]["new"]["files"]] == ["100755", "100644"]
 
 
-def test_symbolic_links_of_all_kinds(started, git_apply, state):
+def test_symbolic_links_of_all_kinds(started, git_apply, state, mine, body):
     work = started
     (work.place / "link.py").symlink_to("m0.py")
     (work.place / "dangling").symlink_to("no/such/file")
@@ -106,7 +68,7 @@ def test_symbolic_links_of_all_kinds(started, git_apply, state):
     assert targets == {"link.py": "m0.py", "dangling": "no/such/file", "outside": "/etc/passwd"}
 
 
-def test_a_file_that_becomes_binary_has_no_text_on_either_side(started, git_apply, state):
+def test_a_file_that_becomes_binary_has_no_text_on_either_side(started, git_apply, state, mine, body):
     for k, (text, data) in enumerate([(body(3), b"\0\1"), (body(4), body(5).encode())]):
         started.write("turning", data)
         started.write("m0.py", text)
@@ -122,7 +84,7 @@ def test_a_file_that_becomes_binary_has_no_text_on_either_side(started, git_appl
         assert all(file["text"] is None and file["encoding"] is None for file in sides)
 
 
-def test_submodules_added_changed_and_removed_are_refused(started):
+def test_submodules_added_changed_and_removed_are_refused(started, mine, body):
     work = started
     head = work.git("rev-parse", "HEAD").decode().strip()
     for oid in (head, "12" * 20):
@@ -154,7 +116,7 @@ def test_submodules_added_changed_and_removed_are_refused(started):
         (b"# coding: unicode_escape\nx = '\\x41'\n", "utf-8"),
     ],
 )
-def test_encodings(started, git_apply, state, content, outcome):
+def test_encodings(started, git_apply, state, content, outcome, mine, body):
     started.write("odd.py", content)
     started.write("m0.py", body(0) + body(5))
     started.commit("Add a module in some encoding")
@@ -167,7 +129,7 @@ def test_encodings(started, git_apply, state, content, outcome):
     assert entry["encoding"] == outcome
 
 
-def test_odd_paths(started, git_apply, state):
+def test_odd_paths(started, git_apply, state, mine, body):
     names = ["new\nline.py", 'quo"te.py', "tab\t.py", "Case.py", "case.py", "-rf.py", "ü b.py", "a b/b a.py", "é\\.py"]
     for name in names:
         started.write(name, body(1) + name)
@@ -194,7 +156,7 @@ def tree_of(work, *entries):
     "name",
     ["../e.py", "./e.py", ".git/hooks/pre-commit", "a/./e.py", ".GIT/config", "git~1/x", ".git /x", ".g\u200cit/x"],
 )
-def test_paths_that_leave_the_directory(started, name):
+def test_paths_that_leave_the_directory(started, name, mine, body):
     work = started
     blob = work.git("hash-object", "-w", "--stdin", stdin=body(3).encode()).decode().strip()
     inner = ("100755", name.rpartition("/")[2], blob)
@@ -214,7 +176,7 @@ def test_paths_that_leave_the_directory(started, name):
         assert rules == expected and len(kept) == 1 - len(expected)
 
 
-def test_a_tree_with_one_name_twice(started):
+def test_a_tree_with_one_name_twice(started, mine, body):
     work = started
     blobs = [work.git("hash-object", "-w", "--stdin", stdin=body(k).encode()).decode().strip() for k in range(3)]
     tree = tree_of(work, ("100644", "m0.py", blobs[0]), *(("100644", "twice.py", blob) for blob in blobs[1:]))
@@ -224,7 +186,7 @@ def test_a_tree_with_one_name_twice(started):
     assert len(kept) == 1 and rules == {"damaged": 1}
 
 
-def test_attributes_have_no_say(started, git_apply, state, tmp_path):
+def test_attributes_have_no_say(started, git_apply, state, tmp_path, mine, body):
     mark = tmp_path / "mark"
     started.git("config", "diff.evil.textconv", f"touch {mark}; cat")
     started.git("config", "filter.evil.clean", f"touch {mark}; cat")
@@ -276,7 +238,7 @@ def test_huge_files_are_not_read(started):
     assert "triplets.file_bytes" in rules and int(peak) < 150_000  # KiB
 
 
-def test_a_commit_with_very_many_files(started):
+def test_a_commit_with_very_many_files(started, mine):
     listing = "".join(f"100644 {'%040x' % (k + 1)}\tdir{k % 100}/f{k}.py\n" for k in range(100_000))
     started.git("update-index", "--index-info", stdin=listing.encode())
     raw_commit(started, b"Add a hundred thousand files\n")
@@ -284,7 +246,7 @@ def test_a_commit_with_very_many_files(started):
     assert len(kept) == 1 and rules == {"files": 1}
 
 
-def test_messages_dates_and_parents_of_all_kinds(started, git_apply, state):
+def test_messages_dates_and_parents_of_all_kinds(started, git_apply, state, mine, body):
     work = started
     work.write("m0.py", body(0) + "# 1\n")
     work.git("add", "-A")
@@ -312,56 +274,7 @@ def test_messages_dates_and_parents_of_all_kinds(started, git_apply, state):
         assert isinstance(record["metadata"]["time"], int)
 
 
-def dated_at(place, times):
-    subprocess.run(["git", "init", "-q", "-b", "main", place], check=True)
-    subprocess.run(["git", "fast-import", "--quiet"], cwd=place, input=dates(times).encode(), check=True)
-
-
-def dated(work, times):
-    """A line of commits with these dates."""
-    work.git("fast-import", "--quiet", stdin=dates(times).encode())
-    return work.git("rev-list", "--reverse", "HEAD").decode().split()
-
-
-def dates(times):
-    stream = ""
-    for k, time in enumerate(times):
-        text, message = body(k, 3), f"Change the module for time {k}\n"
-        stream += f"commit refs/heads/main\ncommitter a <a@b> {time} +0000\ndata {len(message)}\n{message}"
-        stream += f"M 100644 inline a.py\ndata {len(text)}\n{text}\n"
-    return stream
-
-
-def test_percentiles_by_time(work):
-    """Half of the commits are in the first tenth of the life; two clocks are wrong, one by far in each direction."""
-    times = [1_000_000_000 + (k if k < 10 else 10 + (k - 9) * 9) for k in range(20)]
-    times[5], times[7] = 1, 4_300_000_000
-    ids = dated(work, times)
-    halves = {by: mine(work.place, window=(0.0, 0.5), by=by)[0] for by in ("rank", "time")}
-    starts = {by: [record["old"]["commit"] for record in found] for by, found in halves.items()}
-    assert starts["rank"] == ids[:10]
-    assert starts["time"] == ids[:14]  # the 14th is at 46 of 100 seconds
-    late = mine(work.place, window=(0.5, 1.0), by="time")[0]
-    assert [record["old"]["commit"] for record in late] == ids[14:19]
-    assert all(0.5 <= record["metadata"]["percentile"] <= 1 for record in late)
-
-
-@given(st.lists(st.integers(0, 12), min_size=4, max_size=12))
-@settings(max_examples=8, deadline=None)
-def test_percentiles_by_time_rise_and_lie_in_the_window(times):
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder, "repo")
-        dated_at(place, [1_000_000_000 + 86_400 * time for time in times])
-        try:
-            kept, _ = mine(place, window=(0.4, 0.8), by="time")
-        except IqcError as error:
-            assert "percentiles by time" in error.what or "no commit between" in error.what
-            return
-        found = [record["metadata"]["percentile"] for record in kept]
-        assert found == sorted(found) and all(0.4 <= share <= 0.8 for share in found)
-
-
-def test_messages_without_end(started):
+def test_messages_without_end(started, mine, body):
     started.write("m0.py", body(0) + body(3))
     started.commit("Change a module\n\n" + "x" * 30_000)
     started.write("m0.py", body(0) + body(4))
@@ -370,16 +283,7 @@ def test_messages_without_end(started):
     assert rules["message_chars"] >= 2 and all(len(message) < 99 for record in kept for message in record["messages"])
 
 
-def test_equal_dates(work):
-    ids = dated(work, [1_000_000_000] * 5)
-    assert [record["old"]["commit"] for record in mine(work.place)[0]] == ids[:4]
-    with pytest.raises(IqcError, match="no percentiles by time"):
-        mine(work.place, by="time")
-    with pytest.raises(IqcError, match="no commit between"):
-        mine(work.place, window=(0.99, 1.0))
-
-
-def test_where_a_repository_may_be(started, tmp_path):
+def test_where_a_repository_may_be(started, tmp_path, mine, body):
     work = started
     work.write("m2.py", body(2))
     head = work.commit("Add one more module")
@@ -433,7 +337,7 @@ def test_a_configuration_that_never_ends(started, monkeypatch):
         Repository(started.place)
 
 
-def test_a_partial_clone_without_network(started, git_apply, state):
+def test_a_partial_clone_without_network(started, git_apply, state, mine, body):
     """Blobs that were filtered away are not fetched: what is left of the history is mined."""
     work = started
     work.write("big.py", body(7, 300))
@@ -454,7 +358,7 @@ def test_a_partial_clone_without_network(started, git_apply, state):
             assert git_apply(record) == state(record["new"])
 
 
-def test_damage_in_the_middle_costs_what_needs_it(started, git_apply, state):
+def test_damage_in_the_middle_costs_what_needs_it(started, git_apply, state, mine, body, loose):
     """A loose tree without its end, a blob that is another, a pack with a hole: the rest is mined."""
     work = started
     for k in range(2, 12):
@@ -471,7 +375,7 @@ def test_damage_in_the_middle_costs_what_needs_it(started, git_apply, state):
         assert git_apply(record) == state(record["new"])
 
 
-def test_a_damaged_pack(started):
+def test_a_damaged_pack(started, mine, body):
     work = started
     for k in range(2, 30):
         work.write("m0.py", body(k))
@@ -487,128 +391,3 @@ def test_a_damaged_pack(started):
     kept, rules = mine(work.place)
     assert kept and rules and set(rules) <= {"damaged", "missing_object"}
     assert len(kept) + sum(rules.values()) == 29
-
-
-def run(items):
-    """What the runner does: parts in, records out, what cannot be read set aside."""
-    one, found, bad = stages.transform(Options(**ALL)), [], []
-    for item in items.items:
-        try:
-            found += [out for out in one(item) if not isinstance(out, Raw | Dropped)]
-        except BadRecord as error:
-            bad.append(error.what)
-    return found, bad
-
-
-def test_a_repository_that_cannot_be_read_leaves_the_others(started, new_work, tmp_path):
-    empty = new_work("empty").place
-    single = new_work("single")
-    single.write("a", "1")
-    single.commit("only one")
-    lost = new_work("lost")
-    for k in range(4):
-        lost.write("a", str(k))
-        lost.commit("more")
-    loose(lost, lost.git("rev-parse", "HEAD~2").decode().strip()).unlink()
-    started.write("m2.py", body(2))
-    started.commit("Add one more module")
-    given = [str(path) for path in (empty, single.place, lost.place, tmp_path / "absent", started.place)]
-    found, bad = run(stages.open_repositories(stages.sources(given), Options(**ALL)))
-    assert len(found) == 2 and len(bad) == 4
-    for what, words in zip(bad, ("no commit", "one commit", "cannot list the commits", "not a Git repository")):
-        assert words in what
-
-
-def test_bad_lines_of_an_export_are_counted(started, tmp_path):
-    export = tmp_path / "export.jsonl"
-    export.write_text('{"url": "https://api.github.com/repos/o/r/pu\n[]\n')
-    options = stages.pulls.Options(export=(str(export),))
-    found = stages.sources([f"o/r={started.place}"])
-    assert len(run(stages.open_repositories(found, options, skip_bad=True))[1]) == 2
-    with pytest.raises(BadRecord, match=r"export\.jsonl:1"):
-        run(stages.open_repositories(found, options))
-
-
-def test_sections_give_what_one_pass_gives(work, monkeypatch):
-    """Cut small, sections hold no more and no less, except that no triplet reaches across a cut."""
-    ids = dated(work, [1_000_000_000 + k for k in range(60)])
-    whole, _ = mine(work.place)
-    monkeypatch.setattr("iqc.history.triplets._STRETCHES", 7)
-    parts, _ = mine(work.place)
-    assert parts == whole and len(whole) == 59
-    spans, _ = mine(work.place, horizon=5, density=30.0)
-    at = {oid: k for k, oid in enumerate(ids)}
-    ends = [(at[record["old"]["commit"]], at[record["new"]["commit"]]) for record in spans]
-    assert all(stop <= start for (_, stop), (start, _) in pairwise(ends)) and len(spans) > 5
-
-
-def test_what_is_held_of_a_history_is_a_window(work):
-    """Commits are read as they are needed: a start late in the line holds no commit before it."""
-    dated(work, [1_000_000_000 + k for k in range(400)])
-    held = []
-    original = _Miner._fill
-
-    def fill(self, window, commits):
-        original(self, window, commits)
-        held.append(len(window))
-
-    _Miner._fill = fill
-    try:
-        mine(work.place, density=5.0, horizon=4)
-    finally:
-        _Miner._fill = original
-    assert held and max(held) == 5
-
-
-def test_states_with_more_than_the_touched_files(started):
-    """R_old and R_new have the same untouched files, whichever they are; the patch is the same."""
-    work = started
-    work.write("pkg/__init__.py", "")
-    work.write("pkg/a.py", "import pkg.b\nfrom pkg import c\n" + body(1))
-    work.write("pkg/b.py", body(2))
-    work.write("pkg/c.py", "import m1\n" + body(3))
-    work.write("pic.png", b"\0\1")
-    work.write("notes.txt", b"caf\xe9\n")
-    work.commit("Add a package of three modules")
-    work.write("pkg/a.py", "import pkg.b\nimport m0\n" + body(4))
-    work.commit("Change what the first module imports")
-    found = {}
-    for state, depth in (("touched", 1), ("dependencies", 1), ("dependencies", 2), ("snapshot", 1)):
-        kept, _ = mine(work.place, window=(0.5, 1.0), context=ContextOptions(state, depth))
-        record = kept[-1]
-        count = record["metadata"]["context_files"]
-        old, new = ([file["path"] for file in record[side]["files"]] for side in ("old", "new"))
-        assert old[len(old) - count :] == new[len(new) - count :] and record["metadata"]["state"] == state
-        found[state, depth] = (record["patch"], set(old[len(old) - count :]))
-    assert len({patch for patch, _ in found.values()}) == 1
-    assert found["touched", 1][1] == set()
-    assert found["dependencies", 1][1] == {"pkg/b.py", "pkg/c.py", "m0.py"}
-    assert found["dependencies", 2][1] == found["dependencies", 1][1] | {"m1.py"}
-    assert found["snapshot", 1][1] == found["dependencies", 2][1] | {"pkg/__init__.py", "pic.png", "notes.txt"}
-    for limits, rule in (({"max_files": 3}, "state_files"), ({"max_bytes": 10}, "state_bytes")):
-        _, rules = mine(work.place, window=(0.5, 1.0), context=ContextOptions("snapshot", **limits))
-        assert rules[rule]
-        kept, _ = mine(work.place, window=(0.5, 1.0), context=ContextOptions("dependencies", **limits))
-        assert kept[-1]["metadata"]["context_files"] < 4
-
-
-def test_files_without_text_in_a_snapshot(started):
-    started.write("pic.png", b"\0\1")
-    started.write("notes.txt", b"caf\xe9\n")
-    started.write("long.txt", "x" * 2000)
-    started.commit("Add files without text")
-    started.write("m0.py", body(5))
-    started.commit("Change a module beside them")
-    options = {"context": ContextOptions("snapshot"), "max_file_bytes": 1999, "window": (0.5, 1.0)}
-    kept, _ = mine(started.place, **options)
-    texts = {file["path"]: file["text"] for file in kept[-1]["old"]["files"]}
-    assert [path for path, text in texts.items() if text is None] == ["long.txt", "notes.txt", "pic.png"]
-    loose(started, started.git("rev-parse", "HEAD:m1.py").decode().strip()).unlink()
-    _, rules = mine(started.place, **options)
-    assert rules["missing_object"]
-
-
-def test_digest_of_an_item_depends_on_its_part(started):
-    (item,) = stages.open_repositories(stages.sources([str(started.place)]), Options(**ALL)).items
-    first = next(iter(stages.transform(Options(**ALL))(item)))
-    assert isinstance(first, Raw) and len(first.digest) == hashlib.sha256().digest_size
