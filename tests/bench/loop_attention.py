@@ -140,6 +140,36 @@ def several(function: Attention, tensors: list[Tensor], grad: Tensor, count: int
     return [(start.elapsed_time(middle), middle.elapsed_time(end)) for start, middle, end in marks]
 
 
+def replayed(functions: dict[str, Attention], tensors: list[Tensor], grad: Tensor) -> dict[str, float]:
+    """Milliseconds of a forward and backward replayed as one CUDA graph: what the device takes where launches, of which
+    ours has more, are never waited for. In turns."""
+    graphs, kept = {}, []
+    for name, function in functions.items():
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # whatever is compiled or planned is so before
+            for _ in range(3):
+                torch.autograd.grad(function(*tensors), tensors, grad, allow_unused=True)
+        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.synchronize()
+        graphs[name] = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graphs[name], capture_error_mode="thread_local"):
+            kept.append(torch.autograd.grad(function(*tensors), tensors, grad, allow_unused=True))
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    for turn in range(5):
+        for name, graph in graphs.items():
+            marks = []
+            for _ in range(12):
+                marks.append([torch.cuda.Event(enable_timing=True) for _ in range(2)])
+                marks[-1][0].record()
+                graph.replay()
+                marks[-1][1].record()
+            torch.cuda.synchronize()
+            if turn:
+                times[name] += [start.elapsed_time(end) for start, end in marks[4:]]
+    return {name: median(each) for name, each in times.items()}
+
+
 def kept(function: Attention, tensors: list[Tensor]) -> int:
     """Bytes of the storages that a forward saves, and of its output, less those of the inputs."""
     found = {}
@@ -224,6 +254,9 @@ def run(case: str, rounds: int) -> dict:
     for (kind, name), each in times.items():
         forward, backward = (median(x) for x in zip(*each))
         found[kind].setdefault(name, {}).update(forward=forward, backward=backward, total=forward + backward)
+    if documents.whole and width < 10_000:
+        one = {"floor": floors["cuDNN"], "ours": attentions["ours"]}
+        found["graphs"] = replayed(one, tensors, grad)
     floor = min(x["total"] for x in found["floor"].values())
     for x in found["attention"].values():
         if "total" in x:
@@ -259,6 +292,9 @@ def main() -> None:
         print(f"{torch.sigmoid(torch.tensor(float(bias))):.4f}   ", *(f"{cell:>18}" for cell in cells))
     print(f"\n{'case':>8} {'':<24}{'forward':>9}{'backward':>9}{'ms':>9}{'over floor':>11}{'goal':>7}{'kept GiB':>10}")
     for case, of in found["cases"].items():
+        if "graphs" in of:
+            ours, floor = of["graphs"]["ours"], of["graphs"]["floor"]
+            print(f"{case:>8} as one CUDA graph: ours {ours:.3f}, floor {floor:.3f} ms: {ours / floor:.3f}")
         for kind in ("floor", "attention"):
             for name, x in of[kind].items():
                 if "total" not in x:
