@@ -1,5 +1,6 @@
 """`iqc tokenizer`: train, show and check a byte-level BPE tokenizer."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,18 @@ from iqc.options import INT32, Inputs, Quiet, command_app, config_options
 
 app = command_app(help="Train, show and check a byte-level BPE tokenizer.")
 
-Directory = Annotated[str, typer.Argument(metavar="DIR", help="What `iqc tokenizer train` wrote.")]
+Directory = Annotated[str, typer.Argument(metavar="DIR", help="What `iqc tokenizer train` wrote, or a tokenizer.json.")]
+
+
+class Digits(StrEnum):
+    one = "one"
+    three = "three"
+    run = "run"
+
+
+class Indent(StrEnum):
+    apart = "apart"
+    joined = "joined"
 
 
 @app.command()
@@ -23,6 +35,10 @@ def train(
         int,
         typer.Option("--vocab-size", metavar="N", min=300, max=2**24, help="Tokens in all, control tokens included."),
     ] = 76_800,
+    digits: Annotated[Digits, typer.Option("--digits", help="Digits a token: one, up to three, a run.")] = Digits.one,
+    indent: Annotated[
+        Indent, typer.Option("--indent", help="Indentation apart from the line end before it, or joined to it.")
+    ] = Indent.apart,
     context: Annotated[
         int | None,
         typer.Option("--context", metavar="N", min=2, max=INT32, help="The longest input of the model, in tokens."),
@@ -30,17 +46,27 @@ def train(
     limit_mib: Annotated[
         int, typer.Option("--limit-mib", metavar="N", min=1, max=INT32, help="MiB of text to learn from, at most.")
     ] = 1024,
+    language_mib: Annotated[
+        int | None,
+        typer.Option("--language-mib", metavar="N", min=1, max=INT32, help="MiB of text of one language, at most."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a byte-level BPE on the text of records, and write it as Transformers loads it."""
     from iqc.streams.runner import StreamInput, read_records
     from iqc.tokens import tokenizer
-    from iqc.tokens.stages import training_text
+    from iqc.tokens.split import Split
+    from iqc.tokens.texts import Texts, lineage
 
-    made = tokenizer.train(training_text(read_records(StreamInput(inputs or [])), limit_mib << 20), vocab_size)
-    made.save(Path(output), context=context)
+    tokenizer.writable(Path(output))
+    source = StreamInput(inputs or [])
+    limits = {"limit_mib": limit_mib, "language_mib": language_mib}
+    texts = Texts(read_records(source), limit_mib << 20, (language_mib or INT32) << 20)
+    made = tokenizer.train(texts, vocab_size, Split(digits.value, indent.value))
+    made.save(Path(output), context=context, lineage=lineage(made, texts, source.results(), limits))
     if not quiet:
-        typer.echo(f"iqc tokenizer: {made.vocab_size} tokens in {output}", err=True)
+        learnt = f"{texts.bytes.total() / 1e6:,.1f} MB of {len(texts.bytes)} languages in {texts.records:,} records"
+        typer.echo(f"iqc tokenizer: {made.vocab_size} tokens from {learnt}, in {output}", err=True)
 
 
 @app.command()
@@ -48,33 +74,42 @@ def show(
     directory: Directory,
     text: Annotated[list[str] | None, typer.Argument(help="Text to encode.")] = None,
 ) -> None:
-    """Show a tokenizer's size, digest and control tokens; of a text, its tokens."""
+    """Show a tokenizer's size, engine, split, digest and control tokens; of a text, its tokens."""
     from iqc.tokens import tokenizer
 
     loaded = tokenizer.load(Path(directory))
-    if text:
-        for ids in loaded.encode_ordinary_batch(text):
-            print(" ".join(f"{token}:{loaded.decode([token])!r}" for token in ids))
-        return
-    print(f"tokens   {loaded.vocab_size}\ndigest   sha256:{loaded.digest}")
-    for token, number in loaded.control.items():
-        print(f"{number:>8} {token}")
+    for part in text or []:
+        print(" ".join(f"{token}:{loaded.shown(token)}" for token in loaded.encode_ordinary(part)))
+    if not text:
+        print("\n".join(loaded.about()))
 
 
 @app.command()
 @config_options
-def check(directory: Directory, inputs: Inputs = None) -> None:
-    """Encode and decode the text of records; say bytes a token, and fail where the round trip is not exact."""
+def check(
+    directory: Directory,
+    inputs: Inputs = None,
+    compare_mib: Annotated[
+        int,
+        typer.Option("--compare-mib", metavar="N", min=0, max=INT32, help="MiB that both engines encode."),
+    ] = 16,
+) -> None:
+    """Encode and decode the text of records: bytes a token by language, and an error where a round trip is not exact,
+    where the engines give different ids, or where Transformers loads another tokenizer."""
     from iqc.errors import IqcError
     from iqc.streams.runner import StreamInput, read_records
-    from iqc.tokens import tokenizer
-    from iqc.tokens.stages import training_text
+    from iqc.tokens import check, tokenizer
+    from iqc.tokens.texts import Texts
 
     loaded = tokenizer.load(Path(directory))
-    size = tokens = 0
-    for text in training_text(read_records(StreamInput(inputs or [])), 1 << 62):
-        ids = loaded.encode_ordinary(text)
-        if loaded.decode(ids) != text:
-            raise IqcError(f"the round trip of {text[:60]!r} is not exact", remedy="report this as a fault of iqc")
-        size, tokens = size + len(text.encode()), tokens + len(ids)
-    print(f"{size:,} bytes, {tokens:,} tokens, {size / max(1, tokens):.3f} bytes a token; every round trip exact")
+    found = check.measure(loaded, Texts(read_records(StreamInput(inputs or []))), compare_mib << 20)
+    print(f"{'language':<12} {'bytes':>15} {'tokens':>15} {'bytes a token':>14}")
+    for language, size, tokens, rate in found.rows():
+        print(f"{language:<12} {size:>15,} {tokens:>15,} {rate:>14.3f}")
+    print("every round trip exact")
+    if loaded.engine != "tokenizers":
+        print(f"{loaded.engine} and the tokenizers library: the same ids on {found.compared:,} bytes")
+    differs = check.transformers_differs(loaded, Path(directory))
+    if differs:
+        raise IqcError(f"Transformers: {differs}", where=directory, remedy="train it again, or keep its files together")
+    print("Transformers: not installed, not compared" if differs is None else "Transformers: loads the same tokenizer")

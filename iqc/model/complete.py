@@ -13,7 +13,7 @@ from iqc.errors import BadRecord, UsageError
 from iqc.model.decoder import Decoder
 from iqc.model.generate import generate
 from iqc.streams.stage import Record, Transform, require
-from iqc.tokens.chat import chat_segments
+from iqc.tokens.chat import answer_header, chat_segments
 from iqc.tokens.segments import Segment, control, text
 from iqc.tokens.special import EOS, PAD
 from iqc.tokens.tokenizer import Tokenizer
@@ -35,8 +35,7 @@ class Sampling:
 def prompt_segments(record: Record) -> list[Segment]:
     """What the model reads before it writes. BadRecord when the record is no prompt."""
     if "messages" in record:
-        turn = [control("<|im_start|>"), text("assistant\n")]
-        return [*chat_segments(record), *turn]
+        return [*chat_segments(record), *answer_header(record)]
     if isinstance(record.get("prefix"), str) and isinstance(record.get("suffix"), str):
         hole = [control("<|fim_prefix|>"), text(record["prefix"]), control("<|fim_suffix|>"), text(record["suffix"])]
         return [*hole, control("<|fim_middle|>")]

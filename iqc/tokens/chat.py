@@ -60,7 +60,10 @@ CHAT_TEMPLATE = (
         {{- '<|im_end|>\\n' -}}
     {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+{%- if add_generation_prompt -%}
+    {{- '<|im_start|>assistant\\n' -}}
+    {%- if enable_thinking is defined and enable_thinking is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}
+{%- endif -%}
 """
 )
 
@@ -110,6 +113,20 @@ def chat_turns(record: Record) -> list[list[Segment]]:
             out += [control("<|im_start|>", 0.0), text(f"{role}\n{_string(message, index)}", weight), *_end(weight)]
         turns.append(out)
     return turns
+
+
+def answer_header(record: Record) -> list[Segment]:
+    """What stands before an answer that is to be generated. A model that thinks writes `<think>` itself; it is kept
+    from that by `{"chat_template_kwargs": {"enable_thinking": false}}` in the record (the name is that of vLLM's
+    requests and of Transformers' template): the answer then follows a thought that is empty, as with Qwen3. To train
+    a model for both, give answers without a thought the content `<think>\\n\\n</think>\\n\\n...`."""
+    asked = record.get("chat_template_kwargs") or {}
+    if not isinstance(asked, dict) or not isinstance(asked.get("enable_thinking", True), bool):
+        raise BadRecord("enable_thinking is not true or false", remedy="leave it out, or give a bool")
+    header = [control("<|im_start|>", 0.0), text("assistant\n", 0.0)]
+    if asked.get("enable_thinking", True):
+        return header
+    return [*header, control("<think>", 0.0), text("\n\n", 0.0), control("</think>", 0.0), text("\n\n", 0.0)]
 
 
 def _end(weight: float) -> list[Segment]:

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from iqc.tokens.special import BYTES
-from iqc.tokens.split import SPLIT
+from iqc.tokens.split import BY_PATTERN
 
 if TYPE_CHECKING:
     import tiktoken
@@ -62,8 +62,10 @@ def encoding(state: Mapping[str, Any]) -> "tiktoken.Encoding":
     import tiktoken
 
     pattern = split_of(state)
-    if pattern != SPLIT:
-        raise Unproven("its split pattern is another" if pattern else "its pre-tokenizer is another")
+    if pattern is None:
+        raise Unproven("its pre-tokenizer is not a split and then a byte level")
+    if pattern not in BY_PATTERN:
+        raise Unproven("its split pattern is not one of `iqc tokenizer train`")
     found = ranks(state["model"])
     return tiktoken.Encoding(
         "iqc", pat_str=pattern, mergeable_ranks=found, special_tokens={_NEVER_ALLOWED: max(found.values()) + 1}

@@ -1,14 +1,12 @@
-"""The tokens room as stages: records to packed rows, and the text that a tokenizer is trained on."""
+"""The tokens room as stages: records to packed rows."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from iqc.errors import BadRecord
 from iqc.streams.stage import Dropped, Noted, Record, Transform
 from iqc.tokens.pack import Encoded, Packer
-from iqc.tokens.render import render
 from iqc.tokens.tokenise import Options, samples
 from iqc.tokens.tokenizer import Tokenizer, load
 
@@ -44,19 +42,3 @@ def packing(packer: Packer) -> tuple[Callable[[Iterator[Encoded]], Iterator[Reco
         return {"fill": round(stats.fill, 4)} | numbers | kinds
 
     return partial(pack_all, packer), measured
-
-
-def training_text(records: Iterable[Record], limit: int) -> Iterator[str]:
-    """The text of records without control tokens, up to `limit` characters in all, for training a tokenizer."""
-    seen = 0
-    for number, record in enumerate(records, 1):
-        try:
-            segments = render(record).segments
-        except BadRecord as error:
-            raise BadRecord(error.what, where=f"record {number}", remedy=error.remedy) from None
-        for segment in segments:
-            if not segment.is_control and segment.value:
-                yield segment.value
-                seen += len(segment.value)
-        if seen >= limit:
-            return

@@ -11,7 +11,8 @@ library where it is not: see iqc.tokens.engine.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from iqc.errors import BadRecord, IqcError
 from iqc.streams.writer import write_file
 from iqc.tokens.chat import CHAT_TEMPLATE
-from iqc.tokens.engine import Unproven, bytes_of, encoding, merges_of
+from iqc.tokens.engine import Unproven, bytes_of, encoding, merges_of, split_of
 from iqc.tokens.special import (
     BYTES,
     CONTROL,
@@ -35,7 +36,7 @@ from iqc.tokens.special import (
     VISIBLE,
     pieces,
 )
-from iqc.tokens.split import SPLIT
+from iqc.tokens.split import BY_PATTERN, LONGEST_RUN, Split
 
 if TYPE_CHECKING:
     import tiktoken
@@ -68,6 +69,7 @@ class Tokenizer:
         released = len(model["vocab"]) == RELEASED_PIECES and size <= RELEASED_VOCAB_SIZE
         self.vocab_size = RELEASED_VOCAB_SIZE if released else size
         self._text = text
+        self.split = BY_PATTERN.get(split_of(self._state) or "")
         self.why = ""
         self._fast: tiktoken.Encoding | None = None
         try:
@@ -103,7 +105,7 @@ class Tokenizer:
             if self._fast:
                 return self._fast.encode_to_numpy(text, disallowed_special=())
             text.encode()
-            ids = np.array(self._plain.encode(text, add_special_tokens=False).ids, np.uint32)
+            ids = np.array(self.encode_by_library(text), np.uint32)
         except UnicodeEncodeError as error:
             what = f"a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}"
             raise BadRecord(what, remedy="decode the text with errors='replace'") from None
@@ -113,6 +115,10 @@ class Tokenizer:
     def encode_ordinary(self, text: str) -> list[int]:
         """`encode_array` as a list."""
         return self.encode_array(text).tolist()
+
+    def encode_by_library(self, text: str) -> list[int]:
+        """The same ids by the tokenizers library, as Transformers has them."""
+        return self._plain.encode(text, add_special_tokens=False).ids
 
     def encode_ordinary_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode_ordinary` of each text."""
@@ -130,9 +136,36 @@ class Tokenizer:
         """`bytes` as text. What is not UTF-8 becomes U+FFFD."""
         return self.bytes(ids).decode("utf-8", "replace")
 
-    def save(self, directory: Path, *, context: int | None = None) -> None:
-        """Writes tokenizer.json and tokenizer_config.json; `context` is the model's longest input, in tokens."""
-        directory.mkdir(parents=True, exist_ok=True)
+    def shown(self, number: int) -> str:
+        """A token for a person: its text in quotes, or its bytes where they are a part of a character."""
+        found = self.bytes([number])
+        try:
+            return repr(found.decode())
+        except UnicodeDecodeError:
+            return repr(found)
+
+    def about(self) -> list[str]:
+        """Lines that say what it is: sizes, engine, split, digest, longest tokens, control tokens."""
+        learnt = len(self._state["model"]["vocab"])
+        pattern = split_of(self._state)
+        longest = sorted(self._state["model"]["vocab"].values(), key=lambda n: (-len(self._bytes[n]), n))[:5]
+        rows = {
+            "tokens": str(self.vocab_size),
+            "pieces": f"{learnt}, of {BYTES} bytes and {learnt - BYTES} merges",
+            "unused": str(self.vocab_size - len(self._bytes)),
+            "engine": f"{self.engine}: " + (self.why or "proven to give the ids of the tokenizers library"),
+            "split": f"digits {self.split.digits}, indent {self.split.indent}" if self.split else "another",
+            "pattern": pattern or "none",
+            "longest": ", ".join(f"{len(self._bytes[n])} bytes of {self._bytes[n][:8]!r}" for n in longest),
+            "digest": f"sha256:{self.digest}",
+        }
+        lines = [f"{name:<8} {value}" for name, value in rows.items()]
+        return lines + [f"{number:>8} {token}" for token, number in self.control.items()]
+
+    def save(self, directory: Path, *, context: int | None = None, lineage: dict | None = None) -> None:
+        """Writes tokenizer.json, tokenizer_config.json and lineage.json, if it has one; `context` is the model's
+        longest input, in tokens."""
+        writable(directory)
         config: dict[str, object] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": None,
@@ -146,33 +179,46 @@ class Tokenizer:
         }
         if context is not None:
             config["model_max_length"] = context
+        if lineage is not None:
+            write_file(directory / "lineage.json", orjson.dumps(lineage, option=orjson.OPT_INDENT_2) + b"\n")
         write_file(directory / "tokenizer_config.json", (json.dumps(config, indent=2) + "\n").encode())
         write_file(directory / "tokenizer.json", self.full.to_str(pretty=True).encode())  # last: it makes a tokenizer
 
 
-def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+def writable(directory: Path) -> None:
+    """Makes the directory. Raises IqcError where it cannot be one, or takes no files: before the work, not after."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise IqcError(f"no directory: {error.strerror}", where=str(directory), remedy="name another -o DIR") from None
+    if not os.access(directory, os.W_OK):
+        raise IqcError("cannot be written", where=str(directory), remedy="name another -o DIR")
+
+
+def train(texts: Iterable[str], vocab_size: int, split: Split | None = None) -> Tokenizer:
     """Learns a byte-level BPE of `vocab_size` tokens, control tokens included: the same texts give the same tokenizer
-    whatever the number of threads. Raises IqcError when the texts hold too few distinct pairs for that size."""
+    whatever the number of threads. They are read once and not kept; what stays in memory is a count for each distinct
+    piece. Raises IqcError when the texts hold too few distinct pairs for that size."""
     import tokenizers
     from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
     wanted = pieces(vocab_size)
+    cut = pre_tokenizers.Split(Regex((split or Split()).pattern()), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    # A merge costs the trainer the length of each piece that it is in: a megabyte of letters in one piece, hours.
+    short = pre_tokenizers.Split(Regex(f"(?m:.{{1,{LONGEST_RUN}}})"), behavior="isolated")
     full = tokenizers.Tokenizer(models.BPE())
-    full.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    full.pre_tokenizer = pre_tokenizers.Sequence([cut, short, to_bytes])
     full.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=wanted, initial_alphabet=alphabet, show_progress=False)
-    full.train_from_iterator(texts, trainer)
+    full.train_from_iterator(iter(texts), trainer)
     if full.get_vocab_size() != wanted:
         raise IqcError(
             f"the texts give {full.get_vocab_size()} pieces, a vocabulary of {vocab_size} needs {wanted}",
             remedy="train on more text, or choose a smaller vocabulary",
         )
+    full.pre_tokenizer = pre_tokenizers.Sequence([cut, to_bytes])
     full.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     full.add_tokens([AddedToken(token, special=False, normalized=False) for token in VISIBLE])
     return Tokenizer(full.to_str())

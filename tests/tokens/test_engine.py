@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from iqc.tokens import engine, tokenizer
 from iqc.tokens.special import CONTROL
-from iqc.tokens.split import LONGEST_RUN, SPLIT
+from iqc.tokens.split import BY_PATTERN, LONGEST_RUN, Split
 
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -41,6 +41,23 @@ def test_both_engines_give_the_same_ids(tok, slow, text):
     assert ids.tolist() == slow.encode_array(text).tolist() and ids.dtype == "uint32"
     assert tok.bytes(ids.tolist()) == text.encode()
     assert not ids.flags.writeable
+
+
+@pytest.fixture(scope="module")
+def each_split(sources):
+    """A tokenizer and the library's engine, for each way of cutting text."""
+    made = [tokenizer.train(sources, 400, split) for split in BY_PATTERN.values()]
+    assert [each.split for each in made] == list(BY_PATTERN.values())
+    return made
+
+
+@given(texts | st.lists(st.sampled_from(["\n", "\r\n", "  ", "\t", "):", "x", "12345", ";"])).map("".join))
+@example("\n" * LONGEST_RUN + " " * (LONGEST_RUN + 1) + "x")
+@example("9" * 5000)
+def test_both_engines_give_the_same_ids_with_every_split(each_split, text):
+    for tok in each_split:
+        ids = tok.encode_ordinary(text)
+        assert tok.engine == "tiktoken" and ids == tok.encode_by_library(text) and tok.bytes(ids) == text.encode()
 
 
 @pytest.mark.parametrize("part", [*" \n\u00a0a1\u6f22\u0301", "-=", "\t\r\n"])
@@ -75,7 +92,7 @@ def test_short_runs_are_cut_as_by_qwen2():
     """Up to the bound, the pattern is that of Qwen2: in both engines, on text of blanks and line ends of all kinds."""
     from tokenizers import Regex, pre_tokenizers
 
-    ours, theirs = (pre_tokenizers.Split(Regex(p), behavior="isolated") for p in (SPLIT, QWEN2))
+    ours, theirs = (pre_tokenizers.Split(Regex(p), behavior="isolated") for p in (Split().pattern(), QWEN2))
     draw = random.Random(0)
     for _ in range(300):
         parts = draw.choices([" ", "\t", "\n", "\r\n", "\u00a0", "x", "it's", "12", "--"], k=draw.randint(1, 40))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from iqc.errors import BadRecord, IqcError
 from iqc.tokens import tokenizer
 from iqc.tokens.special import CONTROL, special_ids
+from iqc.tokens.split import Split
 
 any_text = st.text()  # without surrogates, which are no UTF-8
 hostile = st.lists(st.one_of(st.sampled_from(CONTROL), st.text(max_size=5)), max_size=8).map("".join)
@@ -37,6 +38,19 @@ def test_nothing_is_normalised(tok):
 
 def test_digits_are_single(tok):
     assert len(tok.encode_ordinary("19991")) == 5
+
+
+@pytest.mark.parametrize("digits, pieces", [("one", 7), ("three", 3), ("run", 1)])
+def test_digits_by_option(sources, digits, pieces):
+    made = tokenizer.train([*sources, "1234567\n" * 3000], 600, Split(digits))
+    assert len(made.encode_ordinary("1234567")) == pieces
+
+
+def test_indentation_by_option(sources):
+    line = "    return x\n    return y\n"
+    apart, joined = (tokenizer.train(sources, 800, Split(indent=indent)) for indent in ("apart", "joined"))
+    assert "\n    " in [joined.decode([number]) for number in joined.encode_ordinary(line)]
+    assert "\n    " not in [apart.decode([number]) for number in range(apart.vocab_size)]
 
 
 def test_it_learnt_something(tok, sources):
