@@ -38,10 +38,11 @@ class Room:
         raw, out = self.place / f"{name}.jsonl", self.place / f"{name}.zst"
         records = [{"id": f"{name}{n}", "text": text} | fields for n, text in enumerate(texts)]
         raw.write_text("".join(json.dumps(record) + "\n" for record in records))
-        reduce, _ = packing(Packer(context))
+        reduce, measured = packing(Packer(context))
         options = {"tokenizer": tokenizer.load(self.place / tokens).digest}
         settings = Settings([str(raw)], str(out), jobs=1, quiet=True)
-        run_stage("pack", options, settings, partial(tokenise_stage, str(self.place / tokens)), reduce=reduce)
+        factory = partial(tokenise_stage, str(self.place / tokens))
+        run_stage("pack", options, settings, factory, reduce=reduce, measure=measured)
         return out
 
     def train(self, run: Path, data: Path | None = None, tokens: str | None = "tokenizer", valid=None, **asked) -> Path:

@@ -13,8 +13,13 @@ from iqc.errors import IqcError, UsageError
 from iqc.model.checkpoint import load_model
 from iqc.model.config import PRESETS, ModelConfig
 from iqc.model.decoder import Decoder
+from iqc.streams.container import read_index
 from iqc.streams.lineage import checked_lineage
+from iqc.streams.reader import Source
+from iqc.streams.runner import Settings, identity_factory, run_stage
+from iqc.tokens.dataset import Dataset
 from iqc.tokens.loader import Batch
+from iqc.tokens.order import row_indices
 from iqc.train.run import find_checkpoint, read_metrics
 from iqc.train.trainer import CLIP, make_optimizer, update
 
@@ -114,6 +119,53 @@ def test_precisions_continue_bit_for_bit(room, tmp_path, precision, kept):
         room.train(cut)
 
 
+def test_the_storage_of_the_rows_does_not_matter(room, tmp_path):
+    """One file, a directory of shards, plain lines: the same updates, bit for bit; and from any of them on from any."""
+    data = room.place / "sequences.zst"
+    rows = [line for chunk in Source(str(data)).chunks() for line in chunk.lines()]
+    plain = tmp_path / "rows.jsonl"
+    plain.write_bytes(b"".join(line + b"\n" for line in rows))
+    shards = Settings([str(plain)], f"{tmp_path}/rows/", jobs=1, quiet=True, shard_mib=0)
+    run_stage("gather", {}, shards, identity_factory, reduce=iter)
+    assert len(list((tmp_path / "rows").glob("part-*"))) >= len(rows) > 4
+    runs = [room.train(tmp_path / f"run{n}", data=d) for n, d in enumerate((data, tmp_path / "rows", plain))]
+    weights = {(find_checkpoint(run) / "model.safetensors").read_bytes() for run in runs}
+    assert len(weights) == 1 and read_metrics(runs[0]) == read_metrics(runs[1]) == read_metrics(runs[2])
+
+
+def test_a_run_goes_on_by_reading_its_own_rows(room, tmp_path, monkeypatch):
+    run = room.train(tmp_path / "run", save_every=2)
+    whole = read_metrics(run)
+    shutil.rmtree(run / "step-00000004")
+    asked = []
+    real = Dataset.rows
+
+    def rows_that_are_noted(self, indices):
+        asked.append((len(self), indices.tolist()))
+        return real(self, indices)
+
+    monkeypatch.setattr(Dataset, "rows", rows_that_are_noted)
+    room.train(run, save_every=2)
+    assert read_metrics(run) == whole
+    assert [rows for _, rows in asked[:2]] == [row_indices(asked[0][0], 0, 4 * step, 4).tolist() for step in (2, 3)]
+    assert len(asked) <= 5  # those two, and what was made ahead
+
+
+def test_a_damaged_row_ends_the_run_at_its_update_by_name(room, tmp_path):
+    data = tmp_path / "rows.zst"
+    shutil.copy(room.place / "sequences.zst", data)
+    frames = read_index(str(data)).frames
+    number = int(row_indices(len(frames), 0, 5, 1)[0])  # in the second update
+    with open(data, "r+b") as file:
+        file.seek(frames[number].offset + frames[number].compressed - 1)
+        last = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([last ^ 1]))
+    with pytest.raises(IqcError, match=rf"rows\.zst:{number + 1}: a damaged frame"):
+        room.train(tmp_path / "run", data=data)
+    assert len(read_metrics(tmp_path / "run")) == 1
+
+
 def test_refusals(room, made, tmp_path):
     text = Path(json.__file__).read_text()
     longer = room.pack("longer", [text], context=128)
@@ -128,7 +180,10 @@ def test_refusals(room, made, tmp_path):
     foreign.write_text(
         json.dumps(record | {"tokens": encode([5, 6, 400, 8], "<u4"), "loss": encode([0, 1, 1, 1], "u1")}) + "\n"
     )
+    trie = tmp_path / "trie.jsonl"
+    trie.write_text(json.dumps(json.loads(foreign.read_text()) | {"parents": encode([-1, 0, 1, 1], "<i4")}) + "\n")
     for error, match, asked in (
+        (IqcError, "trie.jsonl:1: a trie", {"data": trie}),
         (UsageError, "no stage", {"stage": "x"}),
         (UsageError, "starts from a checkpoint", {"stage": "anneal"}),
         (UsageError, "no model", {"model": None}),
