@@ -102,30 +102,35 @@ class Queue:
     def __init__(self, lane: Lane, by: str, seed: int, shuffle: bool, window: int, limit: int, taken: int = 0):
         """`window`: bytes of text; `limit`: records given at most, over all epochs; `taken`: given already."""
         self.lane, self.by, self.seed, self.shuffle, self.room, self.limit = lane, by, seed, shuffle, window, limit
-        self.taken = taken
+        self.end = taken  # of the open window, as `taken` counts
         self.epoch = -1
         self.windows: list[list[Block]] = []
         self.lines: list[bytes] = []  # of the open window, the next one last
         self.sizes: list[int] = []
 
+    @property
+    def taken(self) -> int:
+        """Records that were given, over all epochs."""
+        return self.end - len(self.lines)
+
     def next_size(self) -> int | None:
         """The size of the next record; None when there is none."""
-        if not self.lane.records or self.taken == self.limit:
-            return None
-        if not self.lines:
+        if not self.sizes:
             self._open()
-        return self.sizes[-1]
+        return self.sizes[-1] if self.sizes else None
 
     def take(self) -> bytes:
         """The line of the record whose size was asked for. From the second epoch on its id says which one it is."""
-        self.taken += 1
         self.sizes.pop()
         line = self.lines.pop()
-        return line if self.epoch == 0 else renamed(line, self.epoch + 1)
+        return renamed(line, self.epoch + 1) if self.epoch else line
 
     def _open(self) -> None:
-        """Read the window that holds the next record, less the records before it."""
-        epoch, place = divmod(self.taken, self.lane.records)
+        """Read the window that holds the next record, less the records before it and those beyond the limit."""
+        taken = self.taken
+        if taken >= self.limit or not self.lane.records:
+            return
+        epoch, place = divmod(taken, self.lane.records)
         if epoch != self.epoch:
             blocks = [self.lane.blocks[number] for number in self._order(len(self.lane.blocks), epoch, "frames")]
             self.epoch, self.windows = epoch, windows(blocks, self.room)
@@ -137,9 +142,10 @@ class Queue:
         sizes = [len(line) + 1 for line in lines] if self.by == "bytes" else [1] * len(lines)
         if self.by == "tokens":
             sizes = np.concatenate([block.sizes for block in blocks if block.sizes is not None]).tolist()
-        order = self._order(len(lines), epoch, str(number))[place:][::-1]
+        order = self._order(len(lines), epoch, str(number))[place : place + self.limit - taken][::-1]
         self.lines = [lines[at] for at in order]
         self.sizes = [sizes[at] for at in order]
+        self.end = taken + len(order)
 
     def _order(self, count: int, epoch: int, what: str) -> list[int]:
         """A permutation. Sorting raw output of PCG64: NumPy promises that it never changes (NEP 19)."""

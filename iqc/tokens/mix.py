@@ -16,41 +16,43 @@ lanes there are. Nothing is drawn at random, and the whole state is how much eac
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import inf
 
 
 class Curve:
     """What one lane is to have given when the output has a length: from 0 at 0, linear between knots."""
 
-    __slots__ = ("amounts", "lengths")
+    __slots__ = ("amounts", "lengths", "rates")
 
     def __init__(self, lengths: Sequence[float], amounts: Sequence[float]):
         """Both of one size, from 0, not decreasing; a lane cannot be given faster than the output grows."""
         self.lengths, self.amounts = list(lengths), list(amounts)
+        steps = zip(pairwise(lengths), pairwise(amounts))
+        self.rates = [inf, *((end - start) / (after - before or inf) for (start, end), (before, after) in steps)]
 
     def at(self, length: float) -> float:
         """The amount wanted at a length."""
         right = min(bisect_right(self.lengths, length), len(self.lengths) - 1)
-        return self._between(length, right, self.lengths, self.amounts)
+        left, rate = right - 1, self.rates[right]
+        grown = min(length, self.lengths[right]) - self.lengths[left]
+        return self.amounts[left] + (grown / rate if rate else 0.0)
 
-    def release(self, amount: float) -> float:
-        """The length from which on more than `amount` is wanted; infinite where it never is."""
-        right = bisect_right(self.amounts, amount)
-        return inf if right == len(self.amounts) else self._between(amount, right, self.amounts, self.lengths)
-
-    def deadline(self, amount: float) -> float:
-        """The length at which `amount` is wanted first; infinite where it never is."""
-        right = bisect_left(self.amounts, amount)
-        return inf if right == len(self.amounts) else self._between(amount, right, self.amounts, self.lengths)
-
-    @staticmethod
-    def _between(x: float, right: int, xs: list[float], ys: list[float]) -> float:
-        """The line through the knot `right` and the one before it, at x."""
-        if right == 0 or xs[right] == xs[right - 1]:
-            return ys[right]
-        share = (x - xs[right - 1]) / (xs[right] - xs[right - 1])
-        return min(ys[right - 1] + share * (ys[right] - ys[right - 1]), ys[right])
+    def span(self, amount: float, size: float) -> tuple[float, float]:
+        """When the fluid serves a record of `size` that comes after `amount`: the lengths from which on more than
+        `amount` is wanted, and at which both are. Infinite where that never is."""
+        amounts = self.amounts
+        right = bisect_right(amounts, amount)
+        if right == len(amounts):
+            return inf, inf
+        left, end = right - 1, amount + size
+        release = self.lengths[left] + (amount - amounts[left]) * self.rates[right]
+        if end > amounts[right]:
+            right = bisect_left(amounts, end)
+            if right == len(amounts):
+                return release, inf
+            left = right - 1
+        return release, max(release, self.lengths[left] + (end - amounts[left]) * self.rates[right])
 
 
 def curves(phases: Sequence[Sequence[float]]) -> list[Curve]:
@@ -75,8 +77,8 @@ def turns(
         size = next_size(lane)
         if size is not None:
             sizes[lane] = size
-            release = wanted[lane].release(given[lane])
-            heappush(waiting, (release, lane, max(release, wanted[lane].deadline(given[lane] + size))))
+            release, deadline = wanted[lane].span(given[lane], size)
+            heappush(waiting, (release, lane, deadline))
 
     for lane in range(len(wanted)):
         enter(lane)

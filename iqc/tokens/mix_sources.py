@@ -94,8 +94,11 @@ def counter(by: str, tokenizer: str | None) -> Callable[[Record], int]:
 
 
 def measuring(by: str, tokenizer: str | None, parting: Parting, copied: bool) -> Transform:
-    """The map of the first reading: a record to its tokens; where it is copied, to (tokens, line, language, band)."""
+    """The map of the first reading: a record to its tokens, where they are asked for; to (tokens, line, language, band)
+    where it is copied."""
     tokens = counter(by, tokenizer)
+    if by != "tokens" and not copied:
+        return checked_record
 
     def transform(record: Record) -> Iterator[Any]:
         require(record, "id")
@@ -108,6 +111,12 @@ def measuring(by: str, tokenizer: str | None, parting: Parting, copied: bool) ->
             yield tokens(record)
 
     return transform
+
+
+def checked_record(record: Record) -> tuple[()]:
+    """The map of the first reading where nothing is measured."""
+    require(record, "id")
+    return ()
 
 
 def scoring(name: str) -> Transform:
@@ -188,7 +197,7 @@ class Sources:
             values = result.values
             if stays:
                 lines = [line for number, line in enumerate(chunk.lines(), 1) if number not in bad]
-                values = [(tokens, line, "", "") for tokens, line in zip(result.values, lines)]
+                values = [(tokens, line, "", "") for tokens, line in zip(values or [0] * len(lines), lines)]
             for tokens, line, language, band in values:
                 size = {"tokens": tokens, "bytes": len(line) + 1}.get(self.recipe.by, 1)
                 spill.add(lane_of(language, band), line, size)

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from math import inf
+from operator import and_
 from pathlib import Path
 
 import orjson
@@ -36,7 +38,7 @@ MARKS = 50  # places in the output, evenly, at which the summary says what each 
 
 
 class Mixer:
-    """Gives the lines of the mixture in order; `state` after any of them is what a later run goes on from."""
+    """Gives the lines of the mixture in order; its `state` after any batch is what a later run goes on from."""
 
     def __init__(self, plan: Plan, lanes: list[Lane], by: str, seed: int, shuffle: bool):
         self.plan, self.lanes, self.by, self.seed, self.shuffle = plan, lanes, by, seed, shuffle
@@ -68,20 +70,39 @@ class Mixer:
                 self.given[lane] += size
                 yield lane, size
 
-    def lines(self, most: int | None) -> Iterator[bytes]:
-        """Lines until they have `most` bytes of text, or all."""
-        written, given = 0, sum(self.given)
+    def batches(self, most: float = inf) -> Iterator[list[bytes]]:
+        """Lines until they have `most` bytes of text, or all; each batch ends at the first one at or after CHUNK."""
+        queues, text = self.queues, self.text
+        batch: list[bytes] = []
+        written, given, cut = 0, sum(self.given), min(CHUNK, most)
+        mark = self._next_mark()
         for lane, size in self.turns:
-            line = self.queues[lane].take()
-            yield line
-            self.text[lane] += len(line) + 1
+            line = queues[lane].take()
+            batch.append(line)
+            text[lane] += len(line) + 1
             written += len(line) + 1
             given += size
-            while len(self.marks) < MARKS and given * MARKS >= self.total * (len(self.marks) + 1):
-                self.marks.append(self.given[:])
-            if most is not None and written >= most:
-                return
+            if given >= mark:
+                mark = self._next_mark(given)
+            if written >= cut:
+                yield batch
+                if written >= most and not self._nothing_left(given):
+                    return
+                batch, cut = [], min(written + CHUNK, most)
         self.done = True
+        if batch:
+            yield batch
+
+    def _nothing_left(self, given: int) -> bool:
+        """Whether no record comes any more, so that no shard is begun for none."""
+        left = [queue.next_size() is not None for queue in self.queues]
+        return not any(left) or (given >= self.total and not any(map(and_, left, self.plan.owed)))
+
+    def _next_mark(self, given: int = 0) -> float:
+        """Set the marks that have been passed; returns where the next one is."""
+        while (mark := self.total * (len(self.marks) + 1) / MARKS) <= given and len(self.marks) < MARKS:
+            self.marks.append(self.given[:])
+        return mark if len(self.marks) < MARKS else inf
 
     def by_source(self) -> dict[str, dict]:
         """What lineage says of each source: records that were given, and how often all of it was."""
@@ -107,15 +128,15 @@ class Mixer:
         ]
 
 
-def write(outputs: Outputs, lines: Iterator[bytes], settings: Settings) -> None:
-    """Lines to frames, each ending at the first line end at or after CHUNK bytes, whatever the number of threads."""
+def write(outputs: Outputs, batches: Iterator[list[bytes]], settings: Settings) -> None:
+    """Batches of lines to frames, a thread each; what they are does not depend on the number of threads."""
     if settings.plain:
-        for line in lines:
-            outputs.main.add_text(line + b"\n", 1, line_digest(line))
+        for batch in batches:
+            outputs.main.add_text(joined(batch), len(batch), b"")
         return
     with ThreadPoolExecutor(settings.jobs) as pool:
         waiting: deque[Future] = deque()
-        for batch in batches(lines):
+        for batch in batches:
             waiting.append(pool.submit(frame_of, batch))
             while len(waiting) > settings.jobs or (waiting and waiting[0].done()):
                 outputs.main.add_frame(*waiting.popleft().result())
@@ -123,21 +144,13 @@ def write(outputs: Outputs, lines: Iterator[bytes], settings: Settings) -> None:
             outputs.main.add_frame(*future.result())
 
 
-def batches(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
-    batch: list[bytes] = []
-    size = 0
-    for line in lines:
-        batch.append(line)
-        size += len(line) + 1
-        if size >= CHUNK:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def joined(lines: list[bytes]) -> bytes:
+    return b"\n".join([*lines, b""])
 
 
 def frame_of(batch: list[bytes]) -> tuple[Frame, bytes]:
-    return compress(b"\n".join([*batch, b""]), len(batch)), b"".join(map(line_digest, batch))
+    """A frame, and the digests of its lines."""
+    return compress(joined(batch), len(batch)), b"".join(map(line_digest, batch))
 
 
 def mix(
@@ -159,7 +172,7 @@ def mix(
                 Mixer(plan(recipe, sources.lanes), sources.lanes, sources.recipe.by, seed, shuffle),
                 sources.counts,
             )
-            write(outputs, mixer.lines(None), settings)
+            write(outputs, mixer.batches(), settings)
             counts.extra = {"sources": mixer.by_source()}
             outputs.finish(stage, sources.results(), counts)
     counts.extra |= {"mixture": {"by": recipe.by, "lanes": mixer.table(), "marks": mixer.marks}}
@@ -205,7 +218,7 @@ def run_shards(job: Job, sources: Sources, seed: int, shuffle: bool) -> tuple[Mi
 
 def fill(outputs: Outputs, job: Job, mixer: Mixer, number: int, made_by: dict) -> dict:
     """Make one shard; returns its lineage."""
-    write(outputs, mixer.lines(job.settings.shard_mib << 20), job.settings)
+    write(outputs, mixer.batches(job.settings.shard_mib << 20), job.settings)
     inputs = [Input(digest) for digest in made_by["input"]]
     shard = {"number": number, "made_by": made_by, "state": mixer.state}
     return outputs.finish(job.stage, inputs, Counts(read=outputs.main.records), {"shard": shard})

@@ -1,5 +1,7 @@
 """Turns and curves: the bounds of the schedule, whatever the sizes, shares and phases."""
 
+from math import inf
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -61,7 +63,12 @@ def test_a_curve_and_its_inverses_agree(steps, share):
         amounts.append(amounts[-1] + slope * length)
     curve = Curve(lengths, amounts)
     amount = share * amounts[-1]
-    if amount < amounts[-1]:
-        first, last = curve.deadline(amount), curve.release(amount)
-        assert first <= last + 1e-9
-        assert abs(curve.at(first) - amount) < 1e-6 and abs(curve.at(last) - amount) < 1e-6
+    release, deadline = curve.span(amount, 0)
+    assert release == deadline == inf or abs(curve.at(release) - amount) < 1e-6
+    for size in (0.001, 1.0, amounts[-1]):
+        _, deadline = curve.span(amount, size)
+        if deadline < inf:
+            assert abs(curve.at(deadline) - amount - size) < 1e-6
+            assert deadline >= release
+        else:
+            assert amount + size > amounts[-1] - 1e-6

@@ -288,3 +288,14 @@ def test_what_no_proportion_has_room_for_is_explained(mixed, tmp_path):
     why = list(read_records(StreamInput([str(tmp_path / "why.zst")])))
     assert len(why) == counts.dropped["language"] > 0
     assert all(record["dropped"]["rule"] == "language" and record["dropped"]["value"] != "go" for record in why)
+
+
+def test_a_shard_that_ends_with_the_mixture_is_the_last(world, tmp_path, make_stream):
+    """Its limit is reached by the very last record: nothing is left for another one."""
+    lines = [{"id": str(number), "text": "x" * (1 << 20)} for number in range(2)]
+    stream = str(make_stream(tmp_path / "s.zst", lines))
+    how = Settings(output=f"{tmp_path / 'out'}/", jobs=1, quiet=True, shard_mib=1)
+    mix_stages.mix({"s": stream}, Recipe({"s": Wish(epochs=2)}), None, how, 0, True)
+    shards = sorted(path.name for path in (tmp_path / "out").glob("part-*"))
+    assert len(shards) == 4
+    assert len(list(read_records(StreamInput([str(tmp_path / "out")])))) == 4
