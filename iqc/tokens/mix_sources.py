@@ -25,7 +25,7 @@ from iqc.streams.reader import Chunk, is_regular
 from iqc.streams.runner import Counts, Job, Settings, StreamInput, checked
 from iqc.streams.stage import Dropped, Record, Transform, metadata_of, require
 from iqc.streams.worker import Result, Work
-from iqc.streams.writer import dump
+from iqc.streams.writer import ROW, dump
 from iqc.tokens.lanes import Block, Lane, Spill
 from iqc.tokens.recipe import REST, Difficulty, Recipe
 
@@ -71,24 +71,24 @@ def score(record: Record, name: str) -> float | None:
 
 
 def counter(by: str, tokenizer: str | None) -> Callable[[Record], int]:
-    """The tokens of a record; 0 where nobody asks for tokens."""
+    """The tokens of a record as `pack` makes them, none of what it would drop; 0 where nobody asks for tokens."""
     if by != "tokens":
         return lambda record: 0
-    from iqc.tokens.render import render
+    from iqc.tokens.pack import Encoded
     from iqc.tokens.sequence import decode_sequence
+    from iqc.tokens.tokenise import Options, samples
     from iqc.tokens.tokenizer import load
 
-    loaded = load(Path(tokenizer)) if tokenizer else None
+    loaded, options = load(Path(tokenizer)) if tokenizer else None, Options()
 
     def tokens(record: Record) -> int:
-        if "tokens" in record and "lengths" in record:
+        if record.keys() >= ROW:
             return decode_sequence(record).tokens.size
         if loaded is None:
             raise UsageError(
                 "--by tokens of records that are no sequences", remedy="--tokenizer DIR counts their tokens"
             )
-        segments = render(record).segments
-        return sum(1 if segment.is_control else len(loaded.encode_ordinary(segment.value)) for segment in segments)
+        return sum(one.row.tokens.size for one in samples(record, loaded, options) if isinstance(one, Encoded))
 
     return tokens
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from itertools import groupby
 from math import inf
 from operator import and_
 from pathlib import Path
@@ -20,14 +21,14 @@ import orjson
 
 from iqc import __version__
 from iqc.errors import UsageError
-from iqc.streams.container import CHUNK, Frame, compress
+from iqc.streams.container import CHUNK, LEVEL, Frame, compress
 from iqc.streams.lineage import Input, Stage, line_digest
 from iqc.streams.output import Outputs, shard_name
 from iqc.streams.reader import MANIFEST
 from iqc.streams.runner import Counts, Job, Settings, identity_factory, report
 from iqc.streams.shards import find_finished, prepare, publish
 from iqc.streams.worker import Work
-from iqc.streams.writer import AtomicFile
+from iqc.streams.writer import ROW, ROW_LEVEL, AtomicFile
 from iqc.tokens.lanes import LEAST_WINDOW, WINDOWS, Lane, Queue, Spill
 from iqc.tokens.mix import curves, turns
 from iqc.tokens.mix_sources import Sources
@@ -137,20 +138,36 @@ def write(outputs: Outputs, batches: Iterator[list[bytes]], settings: Settings) 
     with ThreadPoolExecutor(settings.jobs) as pool:
         waiting: deque[Future] = deque()
         for batch in batches:
-            waiting.append(pool.submit(frame_of, batch))
+            waiting.append(pool.submit(frames_of, batch))
             while len(waiting) > settings.jobs or (waiting and waiting[0].done()):
-                outputs.main.add_frame(*waiting.popleft().result())
+                add_frames(outputs, waiting.popleft())
         for future in waiting:
-            outputs.main.add_frame(*future.result())
+            add_frames(outputs, future)
+
+
+def add_frames(outputs: Outputs, made: Future) -> None:
+    for frame, digests in made.result():
+        outputs.main.add_frame(frame, digests)
 
 
 def joined(lines: list[bytes]) -> bytes:
     return b"\n".join([*lines, b""])
 
 
-def frame_of(batch: list[bytes]) -> tuple[Frame, bytes]:
-    """A frame, and the digests of its lines."""
-    return compress(joined(batch), len(batch)), b"".join(map(line_digest, batch))
+def frames_of(batch: list[bytes]) -> list[tuple[Frame, bytes]]:
+    """Frames with the digests of their lines: one of all, but a training row is a frame of its own, as elsewhere."""
+    found = []
+    for alone, group in groupby(batch, is_row):
+        lines = list(group)
+        for part in [[line] for line in lines] if alone else [lines]:
+            frame = compress(joined(part), len(part), ROW_LEVEL if alone else LEVEL)
+            found.append((frame, b"".join(map(line_digest, part))))
+    return found
+
+
+def is_row(line: bytes) -> bool:
+    """Whether a line is a sequence record. Inside a string its quotes would be escaped: few lines are parsed for it."""
+    return b'"lengths":"' in line and orjson.loads(line).keys() >= ROW
 
 
 def mix(

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from iqc.errors import IqcError
+from iqc.streams.container import read_index
 from iqc.streams.reader import lineage_at
 from iqc.streams.runner import Settings, StreamInput, read_records
 from iqc.tokens import mix_stages
@@ -271,6 +272,8 @@ def test_tokens_are_those_that_packing_gives(mixed, iqc, saved, world, tmp_path)
     records, counts = mixed(Recipe({"packed": Wish(epochs=2)}, by="tokens"), paths={"packed": str(packed)})
     given = counts.extra["mixture"]["lanes"][0]["given"]
     assert (given["records"], given["amount"]) == (len(records), 2 * sum(rows)) == (2 * len(rows), 2 * sum(rows))
+    frames = read_index(str(tmp_path / "out.zst")).frames
+    assert [frame.records for frame in frames] == [1] * len(records)  # as a trainer reads them
     with pytest.raises(IqcError, match="--by tokens of records that are no sequences"):
         mixed(Recipe({"c": Wish()}, by="tokens"))
 
