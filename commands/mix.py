@@ -116,36 +116,20 @@ def mix(
 
     Without weights every source is given once, spread evenly. A record that is given again has the id ID#epoch2.
     """
-    mixing: dict[str, Any] = {
-        "weight": weight,
-        "epochs": epochs,
-        "replay": replay,
-        "by": by,
-        "short": short,
-        "recipe": recipe,
-    }
-    mixing |= {"temperature": temperature, "language_temperature": language_temperature, "difficulty": difficulty}
-    mixing |= {"tokenizer": tokenizer, "report": report}
-    own: dict[str, Any] = {
-        "law_file": law_file,
-        "set": given,
-        "free": free,
-        "synergy": synergy,
-        "draws": draws,
-        "huber": huber,
-    }
-    own |= {"model_size": model_size, "least": least, "most": most, "available": available}
+    mixing: dict[str, Any] = {"weight": weight, "epochs": epochs, "replay": replay, "by": by, "short": short}
+    mixing |= {"recipe": recipe, "temperature": temperature, "language_temperature": language_temperature}
+    mixing |= {"difficulty": difficulty, "tokenizer": tokenizer, "report": report}
+    own: dict[str, Any] = {"law_file": law_file, "set": given, "free": free, "synergy": synergy, "draws": draws}
+    own |= {"huber": huber, "model_size": model_size, "least": least, "most": most, "available": available}
     own |= {"reducible": reducible or None, "published": published or None}
     for name, value in (own if law is None else mixing).items():
         if value is not None:
             flag, which = f"--{name.replace('_', '-')}", "goes with --law" if law is None else "does not go with --law"
             raise UsageError(f"{flag} {which}", remedy="`iqc help mix` has the options of each")
     if law is not None:
-        from iqc.tokens.law_stages import run_law
-
         own |= {"given": own.pop("set"), "size": own.pop("model_size"), "synergy": synergy and synergy.value}
         own |= {"budget": total, "shares": languages, "max_epochs": max_epochs}
-        run_law(law.value, options.asked(seed, **own), settings)
+        options.run(law, options.asked(seed, **own), settings)
         return
     from iqc.tokens.mix_stages import mix as stage
     from iqc.tokens.recipe import Recipe, amount_of, difficulty_of, sources_of

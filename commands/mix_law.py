@@ -1,5 +1,6 @@
-"""The options of `iqc mix` that `--law` has for itself, and what they ask for."""
+"""`iqc mix --law`: its own options, what they ask for, and where the answers go."""
 
+import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 from iqc.errors import UsageError
 
 if TYPE_CHECKING:
+    from iqc.streams.runner import Settings
     from iqc.tokens.law_stages import Asked
 
 
@@ -63,6 +65,27 @@ Reducible = Annotated[
     bool, typer.Option("--reducible", help="Allocate for L - L_inf: no language gains by being easy to predict.")
 ]
 Published = Annotated[bool, typer.Option("--published", help="Show the published allocation, which is a table.")]
+
+
+def run(law: Law, asked: "Asked", settings: "Settings") -> None:
+    """Tables go to standard output where no records do, else to standard error."""
+    from iqc.streams.writer import write_file
+    from iqc.tokens.law_stages import allocation, fit_stage, predict_point, predict_stage
+
+    pointed = asked.size is not None or asked.budget is not None or bool(asked.shares)
+    if settings.inputs and (law is Law.allocate or (law is Law.predict and pointed)):
+        raise UsageError(f"{settings.inputs[0]}: nothing is read here", remedy="a law is --law-file FILE")
+    if law is Law.allocate:
+        text, recipe = allocation(asked)
+        if settings.output not in (None, "-"):
+            write_file(str(settings.output), recipe.encode())
+        print(text)
+    elif law is Law.predict and pointed:
+        print(predict_point(asked))
+    else:
+        said = (fit_stage if law is Law.fit else predict_stage)(asked, settings)
+        if said and not settings.quiet:
+            print(said, file=sys.stderr)
 
 
 def asked(seed: int, **options: Any) -> "Asked":

@@ -203,12 +203,12 @@ def fit(
     law = space.law(best)
     confounded = null_groups(space.jacobian(best, runs), space.names)
     chosen = np.random.default_rng([seed, 1])
-    vectors = []
+    found = []
     for _ in range(draws):
         drawn_weights = chosen.exponential(size=runs.group.max() + 1)[runs.group]
-        vectors.append(minimise(space, runs, drawn_weights, huber, [best]))
-    found = [space.law(vector) for vector in vectors]
-    by_name = {name: np.array([getattr(one, name) for one in found]) for name in space.free} if draws else {}
+        if (near := descend(space, runs, drawn_weights, huber, best, 300)) is not None:
+            found.append(space.law(near.x))
+    by_name = {name: np.array([getattr(one, name) for one in found]) for name in space.free} if found else {}
     held_out = {
         name: error
         for name, folds in (folds_of(runs).items() if hold_out else ())
@@ -302,7 +302,8 @@ def folds_of(runs: Runs) -> dict[str, list[NDArray[np.bool_]]]:
 def held_out_error(
     space: Space, runs: Runs, folds: Sequence[NDArray[np.bool_]], huber: float, starts: int, seed: int
 ) -> float | None:
-    """Root mean square log error on runs that the fit did not see; None when too few are left to fit on."""
+    """Root mean square log error on runs that the fit did not see; None when too few are left to fit on, not a number
+    where the law that was found without them gives none for them."""
     if any((~fold).sum() < len(space.names) for fold in folds):
         return None
     errors = []

@@ -6,7 +6,6 @@ A measured run is {"N": parameters, "D": tokens, "p": {language: share}, "loss":
 """
 
 import hashlib
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +17,6 @@ import orjson
 from iqc.errors import BadRecord, IqcError, UsageError
 from iqc.streams.runner import Settings, run_stage
 from iqc.streams.stage import Record, Transform
-from iqc.streams.writer import write_file
 from iqc.tokens.law import (
     SCALARS,
     UNITS,
@@ -64,13 +62,6 @@ class Asked:
     seed: int = 0
 
 
-def run_law(kind: str, asked: Asked, settings: Settings) -> None:
-    """fit, predict or allocate."""
-    if settings.sharded:
-        raise UsageError(f"--law {kind} writes one file", remedy="name a FILE as -o")
-    {"fit": run_fit, "predict": run_predict, "allocate": run_allocate}[kind](asked, settings)
-
-
 def point_of(record: Record, *, loss: bool, languages: tuple[str, ...] | None = None) -> dict[str, Any]:
     """N, D, p and, where it is asked for, the loss of a record, checked; BadRecord when they cannot be. `languages`:
     those that p may name; None for any."""
@@ -94,29 +85,37 @@ def point_of(record: Record, *, loss: bool, languages: tuple[str, ...] | None = 
     except IqcError as error:
         raise BadRecord(error.what, remedy=POINT) from None
     found = {"N": float(record["N"]), "D": float(record["D"]), "p": dict(zip(shares, vector.tolist()))}
-    return found | ({"loss": float(record["loss"]), "run": record.get("run", "")} if loss else {})
+    return found | ({"loss": float(record["loss"]), "run": str(record.get("run") or "")} if loss else {})
 
 
-def run_fit(asked: Asked, settings: Settings) -> None:
-    """Runs to a law file; the table of what was found goes to standard error."""
+def fit_stage(asked: Asked, settings: Settings) -> str:
+    """Runs to a law file; returns the table of what was found."""
+    one_file("fit", settings)
     if unknown := [name for name in asked.free if name not in GROUPS]:
         raise UsageError(f"--free {unknown[0]}", remedy=f"some of {', '.join(GROUPS)}")
     free = tuple(name for name in asked.free if name not in asked.given)
     start = read_law(asked.law_file)[0] if asked.law_file else None
-    known = start.languages if start else tuple(published()["alpha_N"]) if needs_table(free, asked) else None
+    named = start.languages if start else tuple(published()["alpha_N"]) if needs_table(free, asked) else None
     options = {"law": "fit", "free": list(free), "given": asked.given, "draws": asked.draws, "huber": asked.huber}
     options |= {"synergy": asked.synergy} | ({"from": digest_of(to_record(start, {}))} if start else {})
+
+    texts: list[str] = []
 
     def reduce(rows: Iterator[dict]) -> Iterator[Record]:
         runs = runs_of(list(rows))
         found = fit(
             runs, base_law(runs, free, asked, start), free, huber=asked.huber, draws=asked.draws, seed=asked.seed
         )
+        texts.append(fit_text(found, runs))
         yield to_record(found.law, fit_record(runs, found, free, asked))
-        if not settings.quiet:
-            print(fit_text(found, runs), file=sys.stderr)
 
-    run_stage("mix", options, settings, partial(checked_runs, known), seed=asked.seed, reduce=reduce)
+    run_stage("mix", options, settings, partial(checked_runs, named), seed=asked.seed, reduce=reduce)
+    return texts[0]
+
+
+def one_file(kind: str, settings: Settings) -> None:
+    if settings.sharded:
+        raise UsageError(f"--law {kind} writes one file", remedy="name a FILE as -o")
 
 
 def needs_table(free: tuple[str, ...], asked: Asked) -> bool:
@@ -148,9 +147,9 @@ def base_law(runs: Runs, free: tuple[str, ...], asked: Asked, start: Law | None)
             remedy=f"--set {missing[0]}=X, or --law-file: none is published",
         )
     table, count = published(), len(languages)
-    known = {lang: at for at, lang in enumerate(languages)}
     held: dict[str, Array] = {
-        name: np.zeros(count) if name in free else np.array([table[name][lang] for lang in known]) for name in VECTORS
+        name: np.zeros(count) if name in free else np.array([table[name][lang] for lang in languages])
+        for name in VECTORS
     }
     ones = np.ones((count, count)) - np.eye(count)
     tau = published_tau(languages) if asked.synergy == "published" and needs_table(free, asked) else ones
@@ -165,6 +164,7 @@ def fit_record(runs: Runs, found: Fit, free: tuple[str, ...], asked: Asked) -> d
     return {
         "runs": len(runs),
         "trainings": len(np.unique(runs.group)),
+        "spans": {"N": [float(runs.n.min()), float(runs.n.max())], "D": [float(runs.d.min()), float(runs.d.max())]},
         "digest": digest_of([runs.languages, runs.n.tolist(), runs.d.tolist(), runs.p.tolist(), runs.loss.tolist()]),
         "free": list(free),
         "huber": asked.huber,
@@ -181,83 +181,90 @@ def digest_of(value: Any) -> str:
     return "sha256:" + hashlib.sha256(orjson.dumps(value)).hexdigest()
 
 
-def law_of(asked: Asked) -> tuple[Law, list[Law]]:
-    """The law to compute with and those of its draws: a file's, or the published numbers with the user's own."""
-    if asked.law_file:
-        law, found = read_law(asked.law_file)
-        return with_values(law, asked.given), [
-            with_values(one, asked.given) for one in drawn(law, found.get("draws", {}))
-        ]
-    return published_law(asked.given), []
+@dataclass(slots=True)
+class Known:
+    """A law to compute with: its draws, and between which N and D its runs lay ({} where nothing says)."""
+
+    law: Law
+    draws: list[Law]
+    spans: dict[str, list[float]]
+
+    def beyond(self, n: float, d: float) -> list[str]:
+        """What of a point lies outside of the runs, in words."""
+        found = []
+        for name, value in (("N", n), ("D", d)):
+            low, high = self.spans.get(name, (value, value))
+            if not low <= value <= high:
+                how = f"{value / high:.3g} times the largest" if value > high else f"{value / low:.3g} of the least"
+                found.append(f"extrapolated: {name} is {how} of the runs")
+        return found
 
 
-def prediction(law: Law, draws: list[Law], point: Mapping[str, Any]) -> dict[str, Any]:
+def known(asked: Asked) -> Known:
+    """The law of a file, or the published numbers with the user's own."""
+    if not asked.law_file:
+        return Known(published_law(asked.given), [], {})
+    law, found = read_law(asked.law_file)
+    draws = [with_values(one, asked.given) for one in drawn(law, found.get("draws", {}))]
+    return Known(with_values(law, asked.given), draws, found.get("spans", {}))
+
+
+def prediction(known: Known, point: Mapping[str, Any]) -> dict[str, Any]:
     """The loss at a point, the interval of the draws, and where the numbers of the law are from."""
-    p = mixture(point["p"], law.languages)
-    found: dict[str, Any] = {"predicted_loss": float(predict(law, point["N"], point["D"], p)[0])}
-    if draws:
-        losses = [float(predict(one, point["N"], point["D"], p)[0]) for one in draws]
+    p = mixture(point["p"], known.law.languages)
+    found: dict[str, Any] = {"predicted_loss": float(predict(known.law, point["N"], point["D"], p)[0])}
+    if known.draws:
+        losses = [float(predict(one, point["N"], point["D"], p)[0]) for one in known.draws]
         found["predicted_interval"] = [float(x) for x in np.percentile(losses, INTERVAL)]
-    return found | {"law": dict(law.origin)}
+    if known.beyond(point["N"], point["D"]):
+        found["extrapolated"] = True
+    return found | {"law": dict(known.law.origin)}
 
 
-def predictions(law: Law, draws: list[Law]) -> Transform:
+def predictions(known: Known) -> Transform:
     def transform(record: Record) -> Iterable[Record]:
-        yield record | prediction(law, draws, point_of(record, loss=False, languages=law.languages))
+        yield record | prediction(known, point_of(record, loss=False, languages=known.law.languages))
 
     return transform
 
 
-def run_predict(asked: Asked, settings: Settings) -> None:
-    """Points to points with a predicted loss; or the one point of the options, as text."""
-    law, draws = law_of(asked)
-    if asked.size is None and asked.budget is None and not asked.shares:
-        options = {"law": "predict", "from": digest_of(to_record(law, {})), "draws": len(draws)}
-        run_stage("mix", options, settings, partial(predictions, law, draws))
-        notice(law, settings.quiet)
-        return
-    if asked.size is None or asked.budget is None or not asked.shares or settings.inputs:
-        raise UsageError(
-            "half a point", remedy="--model-size N --total D --languages python=0.5,go=0.5, or INPUT alone"
-        )
+def predict_stage(asked: Asked, settings: Settings) -> str:
+    """Points to points with a predicted loss; returns whose the unpublished numbers are."""
+    one_file("predict", settings)
+    found = known(asked)
+    options = {"law": "predict", "from": digest_of(to_record(found.law, {})), "draws": len(found.draws)}
+    run_stage("mix", options, settings, partial(predictions, found))
+    return "\n".join(unpublished(found.law))
+
+
+def predict_point(asked: Asked) -> str:
+    """The prediction for the one point of the options."""
+    if asked.size is None or asked.budget is None or not asked.shares:
+        raise UsageError("half a point", remedy="--model-size 1.3B --total 100B --languages python=0.5,go=0.5")
+    found = known(asked)
     point = {"N": asked.size, "D": asked.budget, "p": asked.shares}
-    print(prediction_text(law, point, prediction(law, draws, point)))
+    text = prediction_text(found.law, point, prediction(found, point))
+    return "\n".join([text, *found.beyond(asked.size, asked.budget)])
 
 
-def run_allocate(asked: Asked, settings: Settings) -> None:
-    """The table of shares to standard output; with -o the table that `iqc mix --recipe` reads."""
-    if settings.inputs:
-        raise UsageError(f"{settings.inputs[0]}: --law allocate reads no INPUT", remedy="the law is --law-file FILE")
+def allocation(asked: Asked) -> tuple[str, str]:
+    """(the table of shares, the recipe for `iqc mix --recipe`): the best ones, or those that were published."""
     if asked.published:
         table = published()["allocation_change_billions"]
-        text = published_text(table, asked.budget)
-        shares = {lang: (50 + change) / (50 * len(table)) for lang, change in table.items()}
-        recipe = toml(tuple(shares), np.array(list(shares.values())), ["The published allocation, arXiv 2512.13472."])
-    else:
-        text, recipe = best_shares(asked)
-    if settings.output and settings.output != "-":
-        write_file(settings.output, recipe.encode())
-    print(text)
-
-
-def best_shares(asked: Asked) -> tuple[str, str]:
-    """(the table, the recipe) of the best allocation."""
+        shares = [(50 + change) / (50 * len(table)) for change in table.values()]
+        recipe = toml(tuple(table), np.array(shares), ["The published allocation, arXiv 2512.13472."])
+        return published_text(table, asked.budget), recipe
     if asked.size is None or asked.budget is None:
         raise UsageError("no model size or no budget", remedy="--model-size 1.3B --total 100B")
-    law, draws = law_of(asked)
-    n, d = asked.size, asked.budget
+    ours, n, d = known(asked), asked.size, asked.budget
+    law = ours.law
     bounds = bounds_of(law, d, asked.least, asked.most, asked.available, asked.max_epochs)
     found = allocate(law, n, d, bounds, reducible=asked.reducible, seed=asked.seed)
-    among = spread(draws, n, d, bounds, found.shares, INTERVAL, asked.reducible) if draws else None
+    among = spread(ours.draws, n, d, bounds, found.shares, INTERVAL, asked.reducible) if ours.draws else None
     what = "L - L_inf" if asked.reducible else "L"
     comment = [
         f"Shares with the least {what} of N = {n:g}, D = {d:g}: L = {found.loss:.6g}, even {found.even_loss:.6g}."
     ]
-    comment += unpublished(law)
-    return allocation_text(law, n, d, bounds, found, among, asked.reducible), toml(law.languages, found.shares, comment)
-
-
-def notice(law: Law, quiet: bool) -> None:
-    if not quiet:
-        for line in unpublished(law):
-            print(f"iqc mix: {line}", file=sys.stderr)
+    comment += unpublished(law) + ours.beyond(n, d)
+    text = allocation_text(law, n, d, bounds, found, among, asked.reducible)
+    return "\n".join([text, *ours.beyond(n, d)]), toml(law.languages, found.shares, comment)

@@ -19,7 +19,7 @@ def unpublished(law: Law) -> list[str]:
     found = [name for name in SCALARS if law.origin.get(name) == "fit"]
     said = [f"{', '.join(f'{name} = {getattr(law, name):g}' for name in yours)} as you gave them"] if yours else []
     said += [f"{', '.join(found)} from the fit"] if found else []
-    said += ["the rest from a law file that does not say where it is from"] if not law.origin else []
+    said += ["A, B, gamma from a law file that does not say whose they are"] if not law.origin else []
     return [f"not published, but yours: {'; '.join(said)}"] if said else []
 
 
@@ -38,8 +38,9 @@ def fit_text(found: Fit, runs: Runs) -> str:
     lines.append(f"{'':<22} {'value':>10}  {'95 % interval':>22}  origin")
 
     def line(name: str, value: float, span: Any, origin: str) -> str:
-        shown = f"{span[0]:>10.4g} ..{span[1]:>10.4g}" if span is not None else ""
+        shown = " ..".join(f"{x if abs(x) > 1e-9 else 0.0:>10.4g}" for x in span) if span is not None else ""
         shown = "not told by the runs" if name in confounded else shown
+        value = value if abs(value) > 1e-9 else 0.0  # a bound that the search ends next to
         return f"  {name:<20} {value:>10.4g}  {shown:>22}  {origin}"
 
     for name in (*UNITS, *SCALARS):
@@ -56,10 +57,14 @@ def fit_text(found: Fit, runs: Runs) -> str:
         alone = "the runs say nothing about" if len(group) == 1 else "the runs cannot tell apart"
         lines.append(f"{alone}: {', '.join(group)}")
     if "gamma" in spans:
-        sure = "cannot be told from" if spans["gamma"][0] <= 0 <= spans["gamma"][1] else "differs from"
-        lines.append(
-            f"gamma {sure} 0: the interval of the transfer term is {spans['gamma'][0]:.3g} .. {spans['gamma'][1]:.3g}"
+        low, high = spans["gamma"]
+        sure = (
+            "cannot be told from 0: no transfer is seen"
+            if low <= 0 <= high
+            else "is above 0: languages help each other"
         )
+        sure = "is below 0: a mixture learns less than as many tokens of one language" if high < 0 else sure
+        lines.append(f"gamma, the transfer, {sure}")
     return "\n".join([*lines, *unpublished(law)])
 
 

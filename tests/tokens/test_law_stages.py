@@ -9,7 +9,8 @@ import pytest
 from iqc.errors import BadRecord, IqcError, UsageError
 from iqc.streams.runner import Settings, StreamInput, read_records
 from iqc.tokens.law import predict, read_law
-from iqc.tokens.law_stages import Asked, point_of, run_law
+from iqc.tokens.law_stages import Asked, allocation, fit_stage, point_of, predict_point, predict_stage
+from iqc.tokens.recipe_file import RecipeFile
 
 LANGUAGES = ("go", "java", "rust")
 RUN = {"N": 1e8, "D": 2e9, "p": {"go": 0.5, "java": 0.5}, "loss": 1.3}
@@ -33,7 +34,7 @@ def runs_file(make_law, tmp_path_factory):
 @pytest.fixture(scope="session")
 def law_file(runs_file, tmp_path_factory):
     path = tmp_path_factory.mktemp("law") / "law.zst"
-    run_law("fit", Asked(draws=8), Settings(inputs=[str(runs_file)], output=str(path), jobs=1, quiet=True))
+    fit_stage(Asked(draws=8), Settings(inputs=[str(runs_file)], output=str(path), jobs=1, quiet=True))
     return path
 
 
@@ -47,48 +48,55 @@ def test_a_law_file_says_what_it_was_made_of(law_file, iqc):
 
 
 def test_the_order_of_runs_does_not_change_the_law(runs_file, tmp_path):
-    lines = runs_file.read_text().splitlines()
+    lines = runs_file.read_text().splitlines()[::2]
     found = []
     for place, some in enumerate((lines, lines[::-1])):
         (tmp_path / "in").write_text("\n".join(some))
         out = tmp_path / f"{place}"
         settings = Settings(inputs=[str(tmp_path / "in")], output=str(out), jobs=1, quiet=True, plain=True)
-        run_law("fit", Asked(draws=1, free=("A", "B", "L_inf"), given={"gamma": 0}), settings)
+        fit_stage(Asked(draws=1, free=("A", "B", "L_inf"), given={"gamma": 0}), settings)
         found.append(out.read_bytes())
     assert found[0] == found[1] and b'"gamma":"given"' in found[0]
 
 
-def test_predictions_are_the_laws_and_say_where_its_numbers_are_from(law_file, runs_file, tmp_path, capsys):
+def test_predictions_are_the_laws_and_say_where_its_numbers_are_from(law_file, runs_file, tmp_path):
     law, _ = read_law(str(law_file))
     out = tmp_path / "out.zst"
-    run_law("predict", Asked(law_file=str(law_file)), Settings(inputs=[str(runs_file)], output=str(out), jobs=1))
+    said = predict_stage(Asked(law_file=str(law_file)), Settings(inputs=[str(runs_file)], output=str(out), jobs=1))
     for point in read_records(StreamInput([str(out)])):
         wanted = predict(law, point["N"], point["D"], list(point["p"].values()))[0]
         assert point["predicted_loss"] == pytest.approx(wanted, rel=1e-12)
         low, high = point["predicted_interval"]
         assert low <= high and point["predicted_loss"] == pytest.approx(point["loss"], rel=0.02)
-        assert point["law"]["gamma"] == "fit"
-    assert "A, B, gamma from the fit" in capsys.readouterr().err
+        assert point["law"]["gamma"] == "fit" and "extrapolated" not in point
+    assert said == "not published, but yours: A, B, gamma from the fit"
     given = {"A": 0.4, "B": 0.3, "gamma": 1.0, "N0": 1e9, "D0": 1e9}
-    run_law("predict", Asked(given=given, size=1e9, budget=1e9, shares={"go": 1.0}), Settings())
-    shown = capsys.readouterr().out
+    shown = predict_point(Asked(given=given, size=1e9, budget=1e9, shares={"go": 1.0}))
     assert f"loss {0.4 + 0.3 + 0.414:.5g}\n" in shown and "not published, but yours: A = 0.4, B = 0.3" in shown
 
 
-def test_an_allocation_is_a_recipe(law_file, tmp_path, capsys):
-    out = tmp_path / "mix.toml"
-    asked = Asked(
-        law_file=str(law_file), size=1e9, budget=2e10, least={"*": 0.1}, most={"java": 0.6}, available={"go": 1e10}
-    )
-    run_law("allocate", asked, Settings(output=str(out)))
-    shares = tomllib.loads(out.read_text())["languages"]
+def test_an_allocation_is_a_recipe(law_file, tmp_path):
+    limits = {"least": {"*": 0.1}, "most": {"java": 0.6}, "available": {"go": 1e10}}
+    text, recipe = allocation(Asked(law_file=str(law_file), size=1e9, budget=2e10, **limits))
+    shares = tomllib.loads(recipe)["languages"]
     assert sum(shares.values()) == pytest.approx(1, abs=1e-5) and min(shares.values()) >= 0.1 - 1e-6
     assert shares["java"] <= 0.6 and shares["go"] <= 0.5
-    shown = capsys.readouterr().out
-    assert "KKT" in shown and "of the draws the allocation is better" in shown and "easy to predict" in shown
-    run_law("allocate", Asked(published=True, budget=7e11), Settings(output=str(out)))
-    assert tomllib.loads(out.read_text())["languages"]["python"] == pytest.approx(76.77 / 350, abs=1e-6)
-    assert "cannot be computed from the published law" in capsys.readouterr().out
+    path = tmp_path / "shares.toml"
+    path.write_text(recipe)
+    assert RecipeFile(str(path)).recipe()[0].languages == shares
+    assert "KKT" in text and "of the draws the allocation is better" in text and "easy to predict" in text
+    text, recipe = allocation(Asked(published=True, budget=7e11))
+    assert tomllib.loads(recipe)["languages"]["python"] == pytest.approx(76.77 / 350, abs=1e-6)
+    assert "cannot be computed from the published law" in text
+
+
+def test_what_lies_beyond_the_runs_is_said(law_file):
+    asked = Asked(law_file=str(law_file), size=8e9, budget=1e9, shares={"go": 1.0})
+    text = predict_point(asked)
+    assert "N is 4 times the largest of the runs" in text and "D is 0.5 of the least of the runs" in text
+    assert "extrapolated: N is 4 times" in allocation(asked)[1]
+    asked.size, asked.budget = 1e9, 1e10
+    assert "extrapolated" not in predict_point(asked)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +120,7 @@ def test_a_bad_run_is_refused_with_its_line(change, says, tmp_path):
     path = tmp_path / "runs.jsonl"
     path.write_text(json.dumps(RUN) + "\n" + json.dumps(RUN | change) + "\n")
     with pytest.raises(BadRecord) as error:
-        run_law("fit", Asked(), Settings(inputs=[str(path)], output=str(tmp_path / "out"), jobs=1, quiet=True))
+        fit_stage(Asked(), Settings(inputs=[str(path)], output=str(tmp_path / "out"), jobs=1, quiet=True))
     assert error.value.where == f"{path}:2" and error.value.remedy
 
 
@@ -122,21 +130,29 @@ def test_shares_are_normalised_and_a_point_needs_no_loss():
 
 
 @pytest.mark.parametrize(
-    ("kind", "asked", "kinds", "says"),
+    ("asked", "kind", "says"),
     [
-        ("fit", Asked(free=("A", "C")), UsageError, "--free C"),
-        ("fit", Asked(free=("B", "gamma", "L_inf")), UsageError, "A is not free and has no value"),
-        ("fit", Asked(given={"alpha_N": 1.0}), IqcError, "no parameter 'alpha_N'"),
-        ("predict", Asked(), IqcError, "A, B, gamma not given, and not published"),
-        ("predict", Asked(given={"A": 1, "B": 1, "gamma": 1}, size=1e9), UsageError, "half a point"),
-        ("allocate", Asked(size=1e9), UsageError, "no budget"),
-        ("allocate", Asked(size=1e9, budget=1e9), UsageError, "reads no INPUT"),
+        (Asked(free=("A", "C")), UsageError, "--free C"),
+        (Asked(free=("B", "gamma", "L_inf")), UsageError, "A is not free and has no value"),
+        (Asked(given={"alpha_N": 1.0}), IqcError, "no parameter 'alpha_N'"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(kind, asked, kinds, says, runs_file, tmp_path):
-    inputs = None if says == "no budget" else [str(runs_file)]
-    with pytest.raises(kinds, match=says):
-        run_law(kind, asked, Settings(inputs=inputs, output=str(tmp_path / "out"), jobs=1, quiet=True))
+def test_a_fit_that_cannot_be_is_refused(asked, kind, says, runs_file, tmp_path):
+    with pytest.raises(kind, match=says):
+        fit_stage(asked, Settings(inputs=[str(runs_file)], output=str(tmp_path / "out"), jobs=1, quiet=True))
+
+
+def test_half_a_question_is_refused(tmp_path):
+    given = dict.fromkeys(("A", "B", "gamma"), 1.0)
+    for ask, asked, says in (
+        (predict_point, Asked(given=given, size=1e9), "half a point"),
+        (predict_point, Asked(size=1e9, budget=1e9, shares={"go": 1.0}), "A, B, gamma not given, and not published"),
+        (allocation, Asked(given=given, size=1e9), "no budget"),
+    ):
+        with pytest.raises(IqcError, match=says):
+            ask(asked)
+    with pytest.raises(UsageError, match="writes one file"):
+        fit_stage(Asked(), Settings(output=f"{tmp_path}/"))
 
 
 def test_too_few_runs_and_none_are_refused(tmp_path):
@@ -144,7 +160,7 @@ def test_too_few_runs_and_none_are_refused(tmp_path):
     for text, says in ((json.dumps(RUN) + "\n", "1 runs for 9 free parameters"), ("", "no runs")):
         path.write_text(text)
         with pytest.raises(IqcError, match=says):
-            run_law("fit", Asked(), Settings(inputs=[str(path)], output=str(tmp_path / "out"), jobs=1, quiet=True))
+            fit_stage(Asked(), Settings(inputs=[str(path)], output=str(tmp_path / "out"), jobs=1, quiet=True))
         assert not (tmp_path / "out").exists()
 
 
@@ -158,6 +174,8 @@ def test_the_command_line_hands_everything_on(iqc, law_file, runs_file, tmp_path
     (tmp_path / "bad.jsonl").write_text('{"N": 1}\n')
     done = iqc("mix", "--law", "fit", tmp_path / "bad.jsonl", "-o", tmp_path / "law.zst", "--huber", 0.01, "--draws", 5)
     assert done.returncode == 1 and f"{tmp_path}/bad.jsonl:1: D is None".encode() in done.stderr
+    refused = iqc("mix", "--law", "allocate", *where, runs_file)
+    assert refused.returncode == 2 and b"nothing is read here" in refused.stderr
     for wrong in (
         ("--least", "go=0.1", runs_file),
         ("--law", "fit", "--weight", "a=1", runs_file),
