@@ -116,21 +116,18 @@ def mix(
 
     Without weights every source is given once, spread evenly. A record that is given again has the id ID#epoch2.
     """
-    mixing: dict[str, Any] = {"weight": weight, "epochs": epochs, "replay": replay, "by": by, "short": short}
-    mixing |= {"recipe": recipe, "temperature": temperature, "language_temperature": language_temperature}
-    mixing |= {"difficulty": difficulty, "tokenizer": tokenizer, "report": report}
     own: dict[str, Any] = {"law_file": law_file, "set": given, "free": free, "synergy": synergy, "draws": draws}
     own |= {"huber": huber, "model_size": model_size, "least": least, "most": most, "available": available}
     own |= {"reducible": reducible or None, "published": published or None}
-    for name, value in (own if law is None else mixing).items():
-        if value is not None:
-            flag, which = f"--{name.replace('_', '-')}", "goes with --law" if law is None else "does not go with --law"
-            raise UsageError(f"{flag} {which}", remedy="`iqc help mix` has the options of each")
     if law is not None:
-        own |= {"given": own.pop("set"), "size": own.pop("model_size"), "synergy": synergy and synergy.value}
-        own |= {"budget": total, "shares": languages, "max_epochs": max_epochs}
-        options.run(law, options.asked(seed, **own), settings)
+        own |= {"weight": weight, "epochs": epochs, "replay": replay, "by": by, "short": short, "recipe": recipe}
+        own |= {"temperature": temperature, "language_temperature": language_temperature, "difficulty": difficulty}
+        own |= {"tokenizer": tokenizer, "report": report}
+        own |= {"total": total, "languages": languages, "max_epochs": max_epochs}
+        options.run(law, options.asked(law, seed, own), settings)
         return
+    if alien := [name for name, value in own.items() if value is not None]:
+        raise UsageError(f"--{alien[0].replace('_', '-')} goes with --law", remedy="--law fit, predict or allocate")
     from iqc.tokens.mix_stages import mix as stage
     from iqc.tokens.recipe import Recipe, amount_of, difficulty_of, sources_of
     from iqc.tokens.recipe_file import RecipeFile

@@ -67,6 +67,12 @@ Reducible = Annotated[
 Published = Annotated[bool, typer.Option("--published", help="Show the published allocation, which is a table.")]
 
 
+OF_LAW = ("law_file", "set")
+OF_POINT = (*OF_LAW, "model_size", "total", "languages")
+OF_SHARES = (*OF_LAW, "model_size", "total", "max_epochs", "least", "most", "available", "reducible", "published")
+GOES_WITH = {Law.fit: (*OF_LAW, "free", "synergy", "draws", "huber"), Law.predict: OF_POINT, Law.allocate: OF_SHARES}
+
+
 def run(law: Law, asked: "Asked", settings: "Settings") -> None:
     """Tables go to standard output where no records do, else to standard error."""
     from iqc.streams.writer import write_file
@@ -88,12 +94,18 @@ def run(law: Law, asked: "Asked", settings: "Settings") -> None:
             print(said, file=sys.stderr)
 
 
-def asked(seed: int, **options: Any) -> "Asked":
-    """The options, as they were given, to what the law is asked for."""
+def asked(law: Law, seed: int, options: dict[str, Any]) -> "Asked":
+    """The options by name, as they were given (None: not), to what the law is asked for."""
     from iqc.tokens.law_stages import Asked
     from iqc.tokens.recipe import amount_of
 
     found = {name: value for name, value in options.items() if value is not None}
+    for name in found:
+        if name not in GOES_WITH[law]:
+            remedy = f"with it go {', '.join('--' + known.replace('_', '-') for known in GOES_WITH[law])}"
+            raise UsageError(f"--{name.replace('_', '-')} does not go with --law {law.value}", remedy=remedy)
+    names = {"set": "given", "model_size": "size", "total": "budget", "languages": "shares"}
+    found = {names.get(name, name): value for name, value in found.items()}
     for name in ("given", "shares", "least", "most", "available"):
         if name in found:
             amounts = name == "available"
@@ -103,6 +115,8 @@ def asked(seed: int, **options: Any) -> "Asked":
             found[name] = float(amount_of(found[name]))
     if "free" in found:
         found["free"] = tuple(name.strip() for name in found["free"].split(","))
+    if "synergy" in found:
+        found["synergy"] = found["synergy"].value
     return Asked(seed=seed, **found)
 
 

@@ -102,6 +102,11 @@ def gradients(law: Law, n: ArrayLike, d: ArrayLike, p: ArrayLike) -> dict[str, A
     `p`, as if each could change alone, [points, languages]; by `tau` [points, languages, languages]."""
     shares = np.atleast_2d(np.asarray(p, np.float64))
     t = terms(law, n, d, shares)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return _gradients(law, shares, t)
+
+
+def _gradients(law: Law, shares: Array, t: Terms) -> dict[str, Array]:
     by_gain = -t.data * t.alpha_d / t.gain  # d loss / d (gamma S)
     pairs = shares @ (law.tau + law.tau.T)  # d S / d p
     by_share = law.L_inf - t.size[:, None] * t.log_n[:, None] * law.alpha_N
@@ -203,7 +208,10 @@ def read_law(path: str) -> tuple[Law, dict[str, Any]]:
             f"not a law file: {'no record' if not records else 'several records'}", where=path, remedy=remedy
         )
     try:
-        return from_record(records[0]), dict(records[0].get("fit", {}))
+        law, fit = from_record(records[0]), dict(records[0].get("fit", {}))
+        drawn(law, fit.get("draws", {}))
+        fit["spans"] = {name: [float(low), float(high)] for name, (low, high) in fit.get("spans", {}).items()}
+        return law, fit
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise IqcError(f"not a law file: {what}", where=path, remedy=remedy) from None
@@ -226,8 +234,12 @@ def from_record(found: Record) -> Law:
     return law
 
 
-def drawn(law: Law, draws: Mapping[str, list]) -> list[Law]:
-    """The laws of a fit's bootstrap draws: `draws` has a list by name of each parameter that was fitted."""
+def drawn(law: Law, draws: Mapping[str, Any]) -> list[Law]:
+    """The laws of a fit's bootstrap draws: `draws` has a list by name of each parameter that was fitted. ValueError,
+    TypeError or AttributeError when it does not."""
     arrays = {name: np.asarray(values, np.float64) for name, values in draws.items()}
     count = len(next(iter(arrays.values()))) if arrays else 0
+    for name, values in arrays.items():
+        if values.shape != (count, *np.shape(getattr(law, name))) or not np.isfinite(values).all():
+            raise ValueError(f"draws of {name} are no {count} times what {name} is")
     return [replace(law, **{name: values[at] for name, values in arrays.items()}) for at in range(count)]

@@ -9,6 +9,8 @@ The law's loss is that of the mixture on itself. It falls also when the mixture 
 leaves L_inf(p) out of what is made small; bounds on the shares say what the law does not know.
 """
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -233,5 +235,10 @@ def spread(
 def toml(languages: Sequence[str], shares: Array, comment: Sequence[str]) -> str:
     """The table that `iqc mix --recipe` reads; languages with a share of 0 are left out."""
     lines = [*(f"# {line}" for line in comment), "[languages]"]
-    lines += [f"{lang} = {share:.6f}" for lang, share in zip(languages, shares) if round(float(share), 6)]
+    lines += [f"{_key(lang)} = {share:.6f}" for lang, share in zip(languages, shares) if round(float(share), 6)]
     return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    """A key of TOML, bare where it can be; JSON's strings are TOML's."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)

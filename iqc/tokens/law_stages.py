@@ -94,6 +94,10 @@ def fit_stage(asked: Asked, settings: Settings) -> str:
     if unknown := [name for name in asked.free if name not in GROUPS]:
         raise UsageError(f"--free {unknown[0]}", remedy=f"some of {', '.join(GROUPS)}")
     free = tuple(name for name in asked.free if name not in asked.given)
+    if not free:
+        raise UsageError(
+            "nothing to fit: every parameter is held", remedy="leave one out of --set, or name more as --free"
+        )
     start = read_law(asked.law_file)[0] if asked.law_file else None
     named = start.languages if start else tuple(published()["alpha_N"]) if needs_table(free, asked) else None
     options = {"law": "fit", "free": list(free), "given": asked.given, "draws": asked.draws, "huber": asked.huber}

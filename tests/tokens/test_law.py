@@ -23,6 +23,8 @@ from iqc.tokens.law import (
     with_values,
 )
 
+WHOLE = '{"A":1,"B":1,"gamma":0,"alpha_N":{"c":1},"alpha_D":{"c":1},"L_inf":{"c":1},"tau":{"c":{}}}'
+
 
 def test_the_loss_is_the_formula_written_out(make_law):
     law = make_law("go", "java", "rust")
@@ -124,12 +126,12 @@ def test_the_published_best_values_are_no_average_of_the_languages():
 def test_a_law_file_gives_the_same_law(make_law, make_stream, tmp_path):
     law = make_law("c", "go", "java")
     draws = {"A": [0.5, 0.6], "L_inf": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]}
-    record = to_record(law, {"runs": 3, "draws": draws})
+    record = to_record(law, {"runs": 3, "draws": draws, "spans": {"N": [1, 2]}})
     plain = tmp_path / "law.jsonl"
     plain.write_bytes(dump(record) + b"\n")
     for path in (plain, make_stream(tmp_path / "law.zst", [record])):
         again, fit = read_law(str(path))
-        assert fit == {"runs": 3, "draws": draws}
+        assert fit == {"runs": 3, "draws": draws, "spans": {"N": [1.0, 2.0]}}
         assert all(np.array_equal(getattr(law, name), getattr(again, name)) for name in (*VECTORS, "tau", *SCALARS))
     first, second = drawn(again, draws)
     assert (first.A, second.A, first.B) == (0.5, 0.6, law.B) and second.L_inf.tolist() == [4, 5, 6]
@@ -141,7 +143,7 @@ def test_a_law_by_hand_is_toml(tmp_path):
         "A = 1\nB = 2\ngamma = 0\nalpha_N = {c = 0.3}\nalpha_D = {c = 0.4}\nL_inf = {c = 0.5}\ntau = {c = {}}\n"
     )
     law, fit = read_law(str(path))
-    assert law.languages == ("c",) and law.N0 == 1 and not fit
+    assert law.languages == ("c",) and law.N0 == 1 and fit == {"spans": {}}
     assert predict(law, 10, 100, [1])[0] == pytest.approx(10**-0.3 + 2 * 100**-0.4 + 0.5)
 
 
@@ -154,6 +156,10 @@ def test_a_law_by_hand_is_toml(tmp_path):
         ('{"kind":"other","alpha_N":{"c":1}}\n', "kind 'other'"),
         ('{"A":1,"B":1,"gamma":0,"alpha_N":{"c":"x"},"alpha_D":{"c":1},"L_inf":{"c":1},"tau":{"c":{}}}\n', "convert"),
         ('{"A":-1,"B":1,"gamma":0,"alpha_N":{"c":1},"alpha_D":{"c":1},"L_inf":{"c":1},"tau":{"c":{}}}\n', "negative"),
+        (WHOLE[:-1] + ',"fit":{"draws":{"A":[[1,2]]}}}\n', "draws of A"),
+        (WHOLE[:-1] + ',"fit":{"draws":{"C":[1]}}}\n', "no attribute 'C'"),
+        (WHOLE[:-1] + ',"fit":{"spans":{"N":[1]}}}\n', "not enough values"),
+        (WHOLE[:-1] + ',"origin":3}\n', "not iterable"),
     ],
 )
 def test_what_is_no_law_file_is_refused(tmp_path, text, says):

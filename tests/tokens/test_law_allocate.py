@@ -124,3 +124,7 @@ def test_the_allocation_of_a_fit_on_noisy_runs_beats_the_even_mixture_under_the_
 def test_the_recipe_is_a_table_of_shares():
     text = toml(("c", "go", "java"), np.array([0.25, 0.0, 0.75]), ["why"])
     assert text.startswith("# why\n") and tomllib.loads(text) == {"languages": {"c": 0.25, "java": 0.75}}
+    assert tomllib.loads(toml(("c++", 'a "b"\n'), np.array([0.5, 0.5]), []))["languages"] == {
+        "c++": 0.5,
+        'a "b"\n': 0.5,
+    }

@@ -133,6 +133,7 @@ def test_shares_are_normalised_and_a_point_needs_no_loss():
     ("asked", "kind", "says"),
     [
         (Asked(free=("A", "C")), UsageError, "--free C"),
+        (Asked(free=("A",), given={"A": 1.0}), UsageError, "nothing to fit"),
         (Asked(free=("B", "gamma", "L_inf")), UsageError, "A is not free and has no value"),
         (Asked(given={"alpha_N": 1.0}), IqcError, "no parameter 'alpha_N'"),
     ],
@@ -180,6 +181,7 @@ def test_the_command_line_hands_everything_on(iqc, law_file, runs_file, tmp_path
         ("--least", "go=0.1", runs_file),
         ("--law", "fit", "--weight", "a=1", runs_file),
         ("--law", "fit", "--set", "A"),
+        ("--law", "fit", "--model-size", "1B"),
     ):
         done = iqc("mix", *wrong)
         assert done.returncode == 2, (wrong, done.stderr)
