@@ -75,10 +75,10 @@ class Terms:
 def terms(law: Law, n: ArrayLike, d: ArrayLike, p: ArrayLike) -> Terms:
     """n, d: [points] or numbers; p: [points, languages] or [languages]. Not a number where 1 + gamma S(p) <= 0."""
     shares = np.atleast_2d(np.asarray(p, np.float64))
-    log_n = np.log(np.asarray(n, np.float64) / law.N0)
     synergy = np.einsum("ri,ij,rj->r", shares, law.tau, shares)
     gain = 1 + law.gamma * synergy
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        log_n = np.log(np.asarray(n, np.float64) / law.N0)
         log_d = np.log(np.asarray(d, np.float64) / law.D0) + np.log(gain)
         alpha_d = shares @ law.alpha_D
         size = law.A * np.exp(-(shares @ law.alpha_N) * log_n)
@@ -87,13 +87,16 @@ def terms(law: Law, n: ArrayLike, d: ArrayLike, p: ArrayLike) -> Terms:
 
 
 def predict(law: Law, n: ArrayLike, d: ArrayLike, p: ArrayLike) -> Array:
-    """The loss at some points: [points]. IqcError where a negative synergy leaves no data at all."""
+    """The loss at some points: [points]. IqcError where a negative synergy leaves no data at all, and where N or D are
+    so far from the units that the loss is no finite number."""
     found = terms(law, n, d, p)
     if not (found.gain > 0).all():
         raise IqcError(
             f"1 + gamma S(p) is {found.gain.min():.3g}: less than no data",
             remedy="gamma is too far from 0 for this synergy table and mixture",
         )
+    if not np.isfinite(found.loss).all():
+        raise IqcError("the law gives no finite loss there", remedy="look at N, D and the units N0 and D0")
     return found.loss
 
 

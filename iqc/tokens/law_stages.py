@@ -227,7 +227,11 @@ def prediction(known: Known, point: Mapping[str, Any]) -> dict[str, Any]:
 
 def predictions(known: Known) -> Transform:
     def transform(record: Record) -> Iterable[Record]:
-        yield record | prediction(known, point_of(record, loss=False, languages=known.law.languages))
+        point = point_of(record, loss=False, languages=known.law.languages)
+        try:
+            yield record | prediction(known, point)
+        except IqcError as error:
+            raise BadRecord(error.what, remedy=error.remedy) from None
 
     return transform
 

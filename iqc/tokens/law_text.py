@@ -56,7 +56,7 @@ def fit_text(found: Fit, runs: Runs) -> str:
     for group in found.confounded:
         alone = "the runs say nothing about" if len(group) == 1 else "the runs cannot tell apart"
         lines.append(f"{alone}: {', '.join(group)}")
-    if "gamma" in spans:
+    if "gamma" in spans and "gamma" not in confounded:
         low, high = spans["gamma"]
         sure = (
             "cannot be told from 0: no transfer is seen"

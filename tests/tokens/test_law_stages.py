@@ -90,6 +90,15 @@ def test_an_allocation_is_a_recipe(law_file, tmp_path):
     assert "cannot be computed from the published law" in text
 
 
+def test_a_point_without_a_loss_is_a_bad_record(tmp_path):
+    path = tmp_path / "points.jsonl"
+    path.write_text(json.dumps(RUN) + "\n" + json.dumps(RUN | {"N": 1e-300}) + "\n")
+    asked = Asked(given={"A": 1.0, "B": 1.0, "gamma": 1.0, "N0": 1e300})
+    with pytest.raises(BadRecord, match="no finite loss") as error:
+        predict_stage(asked, Settings(inputs=[str(path)], output=str(tmp_path / "out"), jobs=1, quiet=True))
+    assert error.value.where == f"{path}:2"
+
+
 def test_what_lies_beyond_the_runs_is_said(law_file):
     asked = Asked(law_file=str(law_file), size=8e9, budget=1e9, shares={"go": 1.0})
     text = predict_point(asked)
