@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iqc.options import INT32, command_app, stage_options
+from iqc.errors import UsageError
+from iqc.options import INT32, Seed, command_app, stage_options
 
 if TYPE_CHECKING:
     from iqc.streams.runner import Settings
@@ -54,6 +55,10 @@ def pack(
     window: Annotated[
         int, typer.Option("--window", metavar="N", min=1, max=INT32, help="Samples packed together.")
     ] = 4096,
+    upsample_long: Annotated[
+        str | None,
+        typer.Option("--upsample-long", metavar="N=X", help="Weigh samples of N tokens and more X times, by source."),
+    ] = None,
     trees: Annotated[Trees, typer.Option("--trees", help="Of trajectory trees: each path, or what is shared once.")] = (
         Trees.paths
     ),
@@ -69,6 +74,7 @@ def pack(
     change_only: Annotated[
         bool, typer.Option("--change-only", help="Of triplets, commits and pull requests, learn the change alone.")
     ] = False,
+    seed: Seed = 0,
 ) -> None:
     """Tokenise documents, fim samples, chats, pairs, trajectories, repositories and changes, and pack them into rows
     of a context length.
@@ -80,11 +86,21 @@ def pack(
     from iqc.tokens.stages import packing, tokenise_stage
     from iqc.tokens.tokenise import line_ends
     from iqc.tokens.tokenizer import load
+    from iqc.tokens.upsample import Upsampling
 
     loaded = load(Path(tokenizer))
     way = method.value.replace("-", "_")
     packer = Packer(context, method=way, window=window, fill=fill, line_ends=line_ends(loaded))
-    reduce, measured = packing(packer)
+    upsampling = None
+    if upsample_long:
+        length, _, factor = upsample_long.partition("=")
+        try:
+            upsampling = Upsampling(int(length), float(factor), seed, window)
+        except ValueError:
+            raise UsageError(
+                f"--upsample-long {upsample_long}", remedy="for example --upsample-long 4096=2.3"
+            ) from None
+    reduce, measured = packing(packer, upsampling)
     sample_options = {
         "context": context,
         "long": long.value,
@@ -95,5 +111,6 @@ def pack(
         "shared": shared.value,
     }
     options = {"tokenizer": loaded.digest, "method": method.value, "window": window, "fill": fill} | sample_options
+    options |= {"upsample_long": upsample_long} if upsample_long else {}
     factory = partial(tokenise_stage, loaded, **sample_options)
-    run_stage("pack", options, settings, factory, reduce=reduce, measure=measured)
+    run_stage("pack", options, settings, factory, seed=seed if upsampling else None, reduce=reduce, measure=measured)

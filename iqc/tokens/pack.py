@@ -291,7 +291,8 @@ def complete_rows(pieces: list[_Piece], context: int) -> list[_Bin]:
 def _completion(sizes: NDArray[np.int64], room: int, enough: int) -> list[int]:
     """Which of the sizes, in ascending order, fill the room; the search ends where `enough` room or less is left."""
     best: list[int] = []
-    least, taken = room, []
+    taken: list[int] = []
+    least = room
     while least > enough and (fitting := int(np.searchsorted(sizes, room, "right"))):
         sizes = sizes[:fitting]
         last = fitting - 1

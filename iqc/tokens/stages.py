@@ -9,7 +9,9 @@ from iqc.streams.stage import Dropped, Noted, Record, Transform
 from iqc.tokens.pack import Encoded, Packer
 from iqc.tokens.tokenise import Options, samples
 from iqc.tokens.tokenizer import Tokenizer, load
+from iqc.tokens.upsample import Upsampling
 
+Reduce = Callable[[Iterator[Encoded]], Iterator[Record | Dropped]]
 NUMBERS = ("tokens", "learnt", "longest", "split", "cut", "pieces", "tails")  # of PackStats, for the summary
 
 
@@ -25,20 +27,24 @@ def tokenise_stage(tokenizer: str | Tokenizer, **options: Any) -> Transform:
     return transform
 
 
-def pack_all(packer: Packer, encoded: Iterator[Encoded]) -> Iterator[Record]:
+def pack_all(packer: Packer, upsampling: Upsampling | None, encoded: Iterator[Encoded]) -> Iterator[Record | Dropped]:
     """The reduce of `pack`: samples to rows."""
-    for sample in encoded:
-        yield from packer.add(sample)
+    for sample in upsampling(encoded) if upsampling else encoded:
+        if isinstance(sample, Dropped):
+            yield sample
+        else:
+            yield from packer.add(sample)
     yield from packer.finish()
 
 
-def packing(packer: Packer) -> tuple[Callable[[Iterator[Encoded]], Iterator[Record]], Callable[[], dict]]:
+def packing(packer: Packer, upsampling: Upsampling | None = None) -> tuple[Reduce, Callable[[], dict]]:
     """The reduce of `pack` and its numbers for the summary."""
 
     def measured() -> dict:
         stats = packer.stats
         numbers = {name: getattr(stats, name) for name in NUMBERS}
+        numbers |= {"long": upsampling.long, "copies": upsampling.copies} if upsampling else {}
         kinds = {name: dict(sorted(getattr(stats, name).items())) for name in ("by_kind", "learnt_by_kind")}
         return {"fill": round(stats.fill, 4)} | numbers | kinds
 
-    return partial(pack_all, packer), measured
+    return partial(pack_all, packer, upsampling), measured
