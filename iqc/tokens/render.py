@@ -51,6 +51,7 @@ KINDS = {
     "repository": ("repo", "files"),
     "document": ("text",),
 }
+_FIELDS = {kind: frozenset(fields) for kind, fields in KINDS.items()}
 
 
 @dataclass(slots=True)
@@ -66,8 +67,8 @@ class Sample:
 
 def kind_of(record: Record) -> str:
     """The kind of a record by its fields. Raises BadRecord, naming the fields, when no kind has them."""
-    for kind, fields in KINDS.items():
-        if all(field in record for field in fields):
+    for kind, fields in _FIELDS.items():
+        if fields <= record.keys():
             return kind
     raise BadRecord(
         f"a record of unknown kind, with the fields {', '.join(sorted(record)) or '(none)'}",

@@ -36,8 +36,10 @@ def encode_sequence(
     *, id: str, ids: list[str], tokens: NDArray, lengths: NDArray, loss: NDArray, parents: NDArray | None = None
 ) -> Record:
     """Arrays -> record. The loss of the first token of every document becomes 0: nothing comes before it."""
-    loss = loss.copy()
-    loss[starts(lengths)] = 0
+    first = starts(lengths)
+    if loss[first].any():
+        loss = loss.copy()
+        loss[first] = 0
     binary = loss.dtype == np.uint8 or bool(np.isin(loss, (0, 1)).all())
     record = {
         "id": id,

@@ -34,6 +34,19 @@ from iqc.tokens.special import CONTROL
 from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tree import LAYOUTS, SHARED, paths_of, tree_documents
 
+# The fields of a kind that hold what it is about: without it the record is empty.
+_CONTENT = {
+    "document": ("text",),
+    "fim": ("prefix", "middle", "suffix"),
+    "chat": ("messages",),
+    "tree": ("nodes",),
+    "preference": ("chosen", "rejected"),
+    "repository": ("files",),
+    "triplet": ("patch",),
+    "commit": ("patch",),
+    "pull": ("patch",),
+}
+_MESSAGES = {"chat": ("messages",), "tree": ("nodes",), "preference": ("prompt", "chosen", "rejected")}
 CONTROL_IN_TEXT = re.compile("<(?:" + "|".join(re.escape(token.removeprefix("<")) for token in CONTROL) + ")")
 
 
@@ -93,8 +106,8 @@ def encode_documents(documents: list[tuple[str, list[Segment]]], tokenizer: Toke
         parts += found
         weights.append(loss)
         lengths.append(sum(sizes))
-    ids = [name for name, _ in documents]
-    return Row(np.concatenate(parts), np.array(lengths, np.uint32), np.concatenate(weights), ids)
+    loss = np.concatenate(weights) if len(weights) > 1 else weights[0]
+    return Row(np.concatenate(parts), np.array(lengths, np.uint32), loss, [name for name, _ in documents])
 
 
 def encode(tokenizer: Tokenizer, segment: Segment) -> NDArray[np.uint32]:
@@ -128,7 +141,7 @@ def _sample(record: Record, kind: str, tokenizer: Tokenizer, options: Options) -
         yield Dropped(record, "longer_than_context", size, options.context)
     elif kind == "preference" and np.array_equal(row.tokens[: row.lengths[0]], row.tokens[row.lengths[0] :]):
         yield Dropped(record, "equal_pair", int(row.lengths[0]))
-    elif not row.loss.any():
+    elif not (row.loss[-1] or row.loss.any()):  # the end is mostly learnt: no need to look at all of a document
         yield Dropped(record, "nothing_to_learn", 0, 1)
     else:
         yield Encoded(kind, row, source(record))
@@ -177,8 +190,7 @@ def _messages(record: Record, name: str, role: str) -> list[Record]:
 
 
 def _unknown_role(record: Record, kind: str) -> Dropped | None:
-    lists = {"chat": ["messages"], "tree": ["nodes"], "preference": ["prompt", "chosen", "rejected"]}.get(kind, [])
-    for name in lists:
+    for name in _MESSAGES.get(kind, ()):
         for message in record[name] if isinstance(record[name], list) else []:
             if isinstance(message, dict) and isinstance(message.get("role"), str) and message["role"] not in ROLES:
                 return Dropped(record, "unknown_role", message["role"], list(ROLES))
@@ -187,17 +199,7 @@ def _unknown_role(record: Record, kind: str) -> Dropped | None:
 
 def _empty(record: Record, kind: str) -> Dropped | None:
     """The record dropped where nothing that its kind is about is in it."""
-    fields = {
-        "document": ["text"],
-        "fim": ["prefix", "middle", "suffix"],
-        "chat": ["messages"],
-        "tree": ["nodes"],
-        "preference": ["chosen", "rejected"],
-        "repository": ["files"],
-        "triplet": ["patch"],
-        "commit": ["patch"],
-        "pull": ["patch"],
-    }[kind]
+    fields = _CONTENT[kind]
     sizes = [len(record[name]) for name in fields if isinstance(record[name], str | list)]
     if len(sizes) < len(fields):
         return None  # no such record: it is refused with the name of the field
