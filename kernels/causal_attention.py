@@ -72,7 +72,7 @@ def library_forward(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> tu
     deterministic = torch.are_deterministic_algorithms_enabled()
     if documents.whole and not deterministic:
         return cudnn_forward(q, k, v)
-    flat = (x.flatten(0, 1) for x in (q, k, v))
+    flat = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
     out, lse = flash_forward(*flat, *documents.offsets) if deterministic else packed_forward(*flat, documents)
     return out.view_as(q), lse[None]
 
@@ -89,13 +89,9 @@ def library_backward(
     deterministic = torch.are_deterministic_algorithms_enabled()
     if documents.whole and not deterministic:
         return cudnn_backward(grad, q, k, v, out, lse)
-    flat = [x.flatten(0, 1) for x in (grad, q, k, v, out)]
-    made = (
-        flash_backward(*flat, lse[0], *documents.offsets)
-        if deterministic
-        else packed_backward(*flat, lse[0], documents)
-    )
-    return tuple(x.view_as(of) for x, of in zip(made, (q, k, v)))
+    flat = grad.flatten(0, 1), q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), out.flatten(0, 1), lse[0]
+    dq, dk, dv = flash_backward(*flat, *documents.offsets) if deterministic else packed_backward(*flat, documents)
+    return dq.view_as(q), dk.view_as(k), dv.view_as(v)
 
 
 class _CausalAttention(torch.autograd.Function):
@@ -110,4 +106,5 @@ class _CausalAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        return *library_backward(grad.contiguous(), *ctx.saved_tensors, ctx.documents), None
+        q, k, v, out, lse = ctx.saved_tensors
+        return *library_backward(grad.contiguous(), q, k, v, out, lse, ctx.documents), None

@@ -61,12 +61,11 @@ def packed_forward(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> tup
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[1], len(q), dtype=torch.float32, device=q.device)
     for start, size in long:
-        of, log = cudnn_forward(*(_stretch(x, start, size)[None] for x in (q, k, v)))
+        of, log = cudnn_forward(*_stretched(start, size, q, k, v))
         out[start : start + size], lse[:, start : start + size] = of[0, :size], log[0, :, :size]
     if short is not None:
-        out[short.tokens], lse[:, short.tokens] = flash_forward(
-            *(x[short.tokens] for x in (q, k, v)), short.edges, short.longest
-        )
+        at = short.tokens
+        out[at], lse[:, at] = flash_forward(q[at], k[at], v[at], short.edges, short.longest)
     return out, lse
 
 
@@ -79,21 +78,25 @@ def packed_backward(
         return flash_backward(grad, q, k, v, out, lse, *documents.offsets)
     gradients = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     for start, size in long:
-        whole = [_stretch(x, start, size)[None] for x in (grad, q, k, v, out)]
-        hidden = F.pad(lse[:, start : start + size], (0, whole[0].shape[1] - size), value=float("inf"))
-        for gradient, part in zip(gradients, cudnn_backward(*whole, hidden[None])):
+        of_grad, of_q, of_k, of_v, of_out = _stretched(start, size, grad, q, k, v, out)
+        hidden = F.pad(lse[:, start : start + size], (0, of_q.shape[1] - size), value=float("inf"))
+        parts = cudnn_backward(of_grad, of_q, of_k, of_v, of_out, hidden[None])
+        for gradient, part in zip(gradients, parts):
             gradient[start : start + size] = part[0, :size]
     if short is not None:
-        of = (x[short.tokens] for x in (grad, q, k, v, out))
-        parts = flash_backward(*of, lse[:, short.tokens].contiguous(), short.edges, short.longest)
+        at = short.tokens
+        log = lse[:, at].contiguous()
+        parts = flash_backward(grad[at], q[at], k[at], v[at], out[at], log, short.edges, short.longest)
         for gradient, part in zip(gradients, parts):
-            gradient[short.tokens] = part
+            gradient[at] = part
     return gradients
 
 
-def _stretch(x: Tensor, start: int, size: int) -> Tensor:
-    """The document's rows of x and those behind it, up to its planned length; zeros beyond the last."""
+def _stretched(start: int, size: int, *tensors: Tensor) -> list[Tensor]:
+    """The document's rows of each, [1, tokens, ...], and those behind it up to its planned length, then zeros."""
     step = 1 << (size.bit_length() - 5)
     planned = -(-size // step) * step
-    part = x[start : start + planned]
-    return part if len(part) == planned else F.pad(part, (0, 0, 0, 0, 0, planned - len(part)))
+    parts = [x[start : start + planned] for x in tensors]
+    if missing := planned - len(parts[0]):
+        parts = [F.pad(part, (0, 0, 0, 0, 0, missing)) for part in parts]
+    return [part[None] for part in parts]
