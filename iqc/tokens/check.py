@@ -61,11 +61,11 @@ _CONVERSATION: dict[str, Any] = {
 }
 
 
-def transformers_differs(tokenizer: Tokenizer, directory: Path) -> str | None:
-    """How what Transformers loads from the directory is another tokenizer; "" when it is the same, with the same chat
-    template; None without Transformers. Raises IqcError when it cannot load it."""
+def transformers_parity(tokenizer: Tokenizer, directory: Path) -> str:
+    """What Transformers makes of the directory, in words. A chat template other than ours is a remark: a model from
+    elsewhere has its own. Raises IqcError where it loads another tokenizer, or none."""
     if find_spec("transformers") is None:
-        return None
+        return "not installed, not compared"
     from transformers import AutoTokenizer
 
     try:
@@ -75,10 +75,15 @@ def transformers_differs(tokenizer: Tokenizer, directory: Path) -> str | None:
         what = f"Transformers cannot load it: {str(error).splitlines()[0] if str(error) else error!r}"
         raise IqcError(what, where=str(directory), remedy="keep tokenizer_config.json beside tokenizer.json") from None
     if same.digest != tokenizer.digest:
-        return "it loads another vocabulary, merges or pre-tokenizer from the same files"
+        what = "Transformers loads another vocabulary, merges or pre-tokenizer from the same files"
+        raise IqcError(what, where=str(directory), remedy="take tokenizer_config.json from `iqc tokenizer train`")
+    if not theirs.chat_template:
+        return "loads the same tokenizer, without a chat template"
     try:
         drawn = theirs.apply_chat_template(_CONVERSATION["messages"], tools=_CONVERSATION["tools"], tokenize=False)
-    except Exception as error:  # no template, or one that refuses the conversation
-        return f"its chat template: {str(error).splitlines()[0]}"
+    except Exception as error:  # templates raise what they like
+        drawn = f"refused: {error}"
     ours = "".join(segment.value for segment in chat_segments(_CONVERSATION))
-    return "" if drawn == ours else "its chat template is not the one that `iqc pack` lays chats out by"
+    if drawn != ours:
+        return "loads the same tokenizer, with another chat template than `iqc pack` has"
+    return "loads the same tokenizer and chat template"

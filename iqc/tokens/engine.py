@@ -11,25 +11,20 @@ For if both are at the same state before the merges that make a token t, then wh
 so far has crossed its ends; so what happened between them is what happens to t alone, and the neighbours are the halves
 that the list has. The rest of a text cannot matter, and both engines take the leftmost of equal pairs first.
 
-Point 2 is read off the merges backwards (`crossing`). Where a point fails, `ranks` raises Unproven with the reason, and
+Point 2 is read off the merges backwards (`crossing`). Where a point fails, `prove` raises Unproven with the reason, and
 the tokenizers library encodes. A split pattern that is not ours is such a reason too, because the two libraries do not
 read every pattern alike.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from iqc.tokens.special import BYTES
 from iqc.tokens.split import BY_PATTERN
+from iqc.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import tiktoken
-
-# Each byte has a printable character in a byte-level vocabulary: itself, or the next one from U+0100 on.
-_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-BYTE_OF = {byte: byte for byte in _PRINTABLE} | {
-    0x100 + i: byte for i, byte in enumerate(byte for byte in range(BYTES) if byte not in _PRINTABLE)
-}
 
 # tiktoken looks for its special tokens one character at a time where it has none. With this one it looks for a
 # literal, and is told that none is allowed: text that holds it is encoded as any other.
@@ -49,78 +44,39 @@ class Unproven(Exception):
     """Why the two engines may differ on a vocabulary."""
 
 
-def bytes_of(piece: str) -> bytes:
-    """The bytes that a piece of a byte-level vocabulary stands for. Raises ValueError when it is none."""
-    try:
-        return bytes(BYTE_OF[ord(character)] for character in piece)
-    except KeyError:
-        raise ValueError(f"{piece!r} is no piece of a byte-level vocabulary") from None
-
-
-def encoding(state: Mapping[str, Any]) -> "tiktoken.Encoding":
-    """The engine of a tokenizer.json, parsed. Raises Unproven where it may not give the same ids."""
+def encoding(vocabulary: Vocabulary) -> "tiktoken.Encoding":
+    """The engine of a vocabulary. Raises Unproven where it may not give the same ids."""
     import tiktoken
 
-    pattern = split_of(state)
+    pattern = vocabulary.pattern
     if pattern is None:
         raise Unproven("its pre-tokenizer is not a split and then a byte level")
     if pattern not in BY_PATTERN:
         raise Unproven("its split pattern is not one of `iqc tokenizer train`")
-    found = ranks(state["model"])
-    return tiktoken.Encoding(
-        "iqc", pat_str=pattern, mergeable_ranks=found, special_tokens={_NEVER_ALLOWED: max(found.values()) + 1}
-    )
+    prove(vocabulary)
+    never = {_NEVER_ALLOWED: max(vocabulary.pieces.values()) + 1}
+    return tiktoken.Encoding("iqc", pat_str=pattern, mergeable_ranks=vocabulary.pieces, special_tokens=never)
 
 
-def split_of(state: Mapping[str, Any]) -> str | None:
-    """The regular expression of a pre-tokenizer that splits by one and then maps bytes; None where it is another."""
-    match state.get("pre_tokenizer"):
-        case {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False},
-                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-            ],
-        }:
-            return pattern
-    return None
-
-
-def ranks(model: Mapping[str, Any]) -> dict[bytes, int]:
-    """Bytes of each token -> its id. Raises Unproven unless merging by them is merging by the list."""
+def prove(vocabulary: Vocabulary) -> None:
+    """Raises Unproven unless merging by the ids is merging by the list."""
     for setting, plain in _PLAIN.items():
-        if model.get(setting) not in plain:
-            raise Unproven(f"its model has {setting} {model[setting]!r}")
-    vocab = model["vocab"]
-    try:
-        found = {bytes_of(piece): number for piece, number in vocab.items()}
-    except ValueError as error:
-        raise Unproven(str(error)) from None
-    if any(bytes([byte]) not in found for byte in range(BYTES)):
-        raise Unproven("it lacks a byte")
-    order = {token: number if len(token) > 1 else -1 for token, number in found.items()}
+        if vocabulary.model.get(setting) not in plain:
+            raise Unproven(f"its model has {setting} {vocabulary.model[setting]!r}")
+    order = {piece: number if len(piece) > 1 else -1 for piece, number in vocabulary.pieces.items()}
     halves: dict[bytes, tuple[bytes, bytes]] = {}
     last = -1
-    for left, right in merges_of(model):
-        number = vocab.get(left + right)
-        if number is None or left not in vocab or right not in vocab:
-            raise Unproven(f"a merge of {left!r} and {right!r}, which are not all tokens")
-        one, other = bytes_of(left), bytes_of(right)
-        if number <= last or order[one] >= number or order[other] >= number:
-            raise Unproven(f"its merges are not in the order of the ids: {left!r} + {right!r}")
-        halves[one + other] = (one, other)
+    for left, right in vocabulary.merges:
+        number = order.get(left + right, -1)
+        if number <= last or order[left] >= number or order[right] >= number:
+            raise Unproven(f"its merges are not in the order of the ids: {left!r} and {right!r}")
+        halves[left + right] = (left, right)
         last = number
-    if len(halves) + BYTES != len(found):
-        raise Unproven("it has tokens that no merge makes")
-    for token, (one, other) in halves.items():
-        if crossing(one, other, order[token], order, halves):
-            raise Unproven(f"its token {token!r} is not made by its own merge")
-    return found
-
-
-def merges_of(model: Mapping[str, Any]) -> Sequence[Sequence[str]]:
-    """The merges as pairs; older files have them as strings with a blank between."""
-    return [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
+    if len(halves) + BYTES != len(order):
+        raise Unproven("it has pieces that no merge makes")
+    for piece, (left, right) in halves.items():
+        if crossing(left, right, order[piece], order, halves):
+            raise Unproven(f"its piece {piece!r} is not made by its own merge")
 
 
 def crossing(

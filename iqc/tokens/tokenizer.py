@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from iqc.errors import BadRecord, IqcError
 from iqc.streams.writer import write_file
 from iqc.tokens.chat import CHAT_TEMPLATE
-from iqc.tokens.engine import Unproven, bytes_of, encoding, merges_of, split_of
+from iqc.tokens.engine import Unproven, encoding
 from iqc.tokens.special import (
     BYTES,
     CONTROL,
@@ -37,6 +37,7 @@ from iqc.tokens.special import (
     pieces,
 )
 from iqc.tokens.split import BY_PATTERN, LONGEST_RUN, Split
+from iqc.tokens.vocabulary import REMEDY, parse, read_vocabulary
 
 if TYPE_CHECKING:
     import tiktoken
@@ -49,33 +50,28 @@ class Tokenizer:
 
     def __init__(self, text: str | bytes):
         """`text`: a tokenizer.json, a byte-level BPE with the control tokens. Raises IqcError where it is another."""
-        try:
-            self._state: dict[str, Any] = orjson.loads(text)
-            model, added = self._state["model"], self._state["added_tokens"]
-            found = {token["content"]: token["id"] for token in added}
-            self._bytes = {number: bytes_of(piece) for piece, number in model["vocab"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise IqcError(f"not a byte-level BPE: {error!r}", remedy=_REMEDY) from None
-        if model.get("type", "BPE") != "BPE" or self._state.get("normalizer") is not None:
-            raise IqcError("not a byte-level BPE without normaliser", remedy=_REMEDY)
-        if absent := [token for token in CONTROL if token not in found]:
-            raise IqcError(f"a tokenizer that lacks the control tokens {', '.join(absent)}", remedy=_REMEDY)
-        self.control: dict[str, int] = {token: found[token] for token in CONTROL}
-        lacking = set(range(BYTES)) - {piece[0] for piece in self._bytes.values() if len(piece) == 1}
-        if lacking:  # the library would pass over it in silence
-            raise IqcError(f"a tokenizer without a token for the byte 0x{min(lacking):02X}", remedy=_REMEDY)
-        self._bytes |= {number: token.encode() for token, number in found.items()}
+        self._state = parse(text)
+        known = read_vocabulary(self._state)
+        if absent := [token for token in CONTROL if token not in known.added]:
+            few = ", ".join(absent[:4]) + (", ..." if len(absent) > 4 else "")
+            raise IqcError(f"a tokenizer that lacks {len(absent)} control tokens: {few}", remedy=REMEDY)
+        self.control: dict[str, int] = {token: known.added[token] for token in CONTROL}
+        self._pieces = known.pieces
+        self._bytes = {number: piece for piece, number in known.pieces.items()}
+        self._bytes |= {number: token.encode() for token, number in known.added.items()}
         size = max(self._bytes) + 1
-        released = len(model["vocab"]) == RELEASED_PIECES and size <= RELEASED_VOCAB_SIZE
+        released = len(known.pieces) == RELEASED_PIECES and size <= RELEASED_VOCAB_SIZE
         self.vocab_size = RELEASED_VOCAB_SIZE if released else size
         self._text = text
-        self.split = BY_PATTERN.get(split_of(self._state) or "")
+        self.pattern = known.pattern
+        self.split = BY_PATTERN.get(known.pattern or "")
         self.why = ""
         self._fast: tiktoken.Encoding | None = None
         try:
-            self._fast = encoding(self._state)
+            self._fast = encoding(known)
         except Unproven as error:
             self.why = str(error)
+            _probe(self)
         self.engine = "tiktoken" if self._fast else "tokenizers"
 
     def __reduce__(self):
@@ -88,13 +84,14 @@ class Tokenizer:
 
     @cached_property
     def _plain(self) -> "tokenizers.Tokenizer":
-        return _library(orjson.dumps(self._state | {"added_tokens": []}))
+        return _library(orjson.dumps(self._state | {"added_tokens": [], "truncation": None, "padding": None}))
 
     @cached_property
     def digest(self) -> str:
         meaning = {key: self._state.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer")}
         model: dict[str, Any] = self._state["model"]
-        meaning["model"] = model | {"merges": [list(pair) for pair in merges_of(model)]}
+        pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
+        meaning["model"] = model | {"merges": pairs}
         canonical = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -146,17 +143,16 @@ class Tokenizer:
 
     def about(self) -> list[str]:
         """Lines that say what it is: sizes, engine, split, digest, longest tokens, control tokens."""
-        learnt = len(self._state["model"]["vocab"])
-        pattern = split_of(self._state)
-        longest = sorted(self._state["model"]["vocab"].values(), key=lambda n: (-len(self._bytes[n]), n))[:5]
+        learnt = len(self._pieces)
+        longest = sorted(self._pieces, key=lambda piece: (-len(piece), piece))[:5]
         rows = {
             "tokens": str(self.vocab_size),
             "pieces": f"{learnt}, of {BYTES} bytes and {learnt - BYTES} merges",
             "unused": str(self.vocab_size - len(self._bytes)),
             "engine": f"{self.engine}: " + (self.why or "proven to give the ids of the tokenizers library"),
             "split": f"digits {self.split.digits}, indent {self.split.indent}" if self.split else "another",
-            "pattern": pattern or "none",
-            "longest": ", ".join(f"{len(self._bytes[n])} bytes of {self._bytes[n][:8]!r}" for n in longest),
+            "pattern": self.pattern or "another pre-tokenizer",
+            "longest": ", ".join(f"{len(piece)} bytes of {piece[:8]!r}" for piece in longest),
             "digest": f"sha256:{self.digest}",
         }
         lines = [f"{name:<8} {value}" for name, value in rows.items()]
@@ -165,7 +161,8 @@ class Tokenizer:
     def save(self, directory: Path, *, context: int | None = None, lineage: dict | None = None) -> None:
         """Writes tokenizer.json, tokenizer_config.json and lineage.json, if it has one; `context` is the model's
         longest input, in tokens."""
-        writable(directory)
+        check_writable(directory)
+        directory.mkdir(parents=True, exist_ok=True)
         config: dict[str, object] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": None,
@@ -185,14 +182,12 @@ class Tokenizer:
         write_file(directory / "tokenizer.json", self.full.to_str(pretty=True).encode())  # last: it makes a tokenizer
 
 
-def writable(directory: Path) -> None:
-    """Makes the directory. Raises IqcError where it cannot be one, or takes no files: before the work, not after."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise IqcError(f"no directory: {error.strerror}", where=str(directory), remedy="name another -o DIR") from None
-    if not os.access(directory, os.W_OK):
-        raise IqcError("cannot be written", where=str(directory), remedy="name another -o DIR")
+def check_writable(directory: Path) -> None:
+    """Raises IqcError where the directory cannot be made, or takes no files: before the work, and leaving nothing."""
+    place = next(each for each in (directory.absolute(), *directory.absolute().parents) if each.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        what = "cannot be written" if place.is_dir() else "is a file"
+        raise IqcError(f"no tokenizer can go there: {place} {what}", where=str(directory), remedy="name another -o DIR")
 
 
 def train(texts: Iterable[str], vocab_size: int, split: Split | None = None) -> Tokenizer:
@@ -240,7 +235,15 @@ def load(path: Path) -> Tokenizer:
         raise IqcError(error.what, where=str(file), remedy=error.remedy) from None
 
 
-_REMEDY = "use what `iqc tokenizer train` wrote, or a tokenizer.json of a byte-level BPE that has the control tokens"
+def _probe(tokenizer: Tokenizer) -> None:
+    """Raises IqcError where the library, on a tokenizer that is not ours, adds to a text, loses some of it, or makes a
+    control token of it."""
+    for text in (*CONTROL, "a", " a  b\n\t1234 'll \u00e9\u6f22\U0001f600\x00"):
+        ids = tokenizer.encode_ordinary(text)
+        if tokenizer.bytes(ids) != text.encode():
+            raise IqcError(f"not exact: it makes {tokenizer.bytes(ids)!r} of {text!r}", remedy=REMEDY)
+        if not tokenizer.control.keys().isdisjoint(map(tokenizer.decode, ([number] for number in ids))):
+            raise IqcError(f"the control token {text} is also a piece, which text becomes", remedy=REMEDY)
 
 
 def _rare(known: dict[int, bytes], number: int, size: int) -> bytes:
@@ -255,4 +258,4 @@ def _library(text: str | bytes) -> "tokenizers.Tokenizer":
     try:
         return tokenizers.Tokenizer.from_str(text if isinstance(text, str) else text.decode())
     except Exception as error:  # the library raises bare Exception on anything that it cannot read
-        raise IqcError(f"not a tokenizer of the tokenizers library: {error}", remedy=_REMEDY) from None
+        raise IqcError(f"not a tokenizer of the tokenizers library: {error}", remedy=REMEDY) from None

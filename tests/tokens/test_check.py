@@ -76,19 +76,23 @@ def test_a_fault_of_an_engine_is_found(tok, slow, monkeypatch):
 
 def test_transformers_loads_the_same(tok, saved, tmp_path):
     pytest.importorskip("transformers")
-    assert check.transformers_differs(tok, saved) == ""
+    assert check.transformers_parity(tok, saved) == "loads the same tokenizer and chat template"
     shutil.copytree(saved, tmp_path / "other")
     config = json.loads((saved / "tokenizer_config.json").read_text())
     config["chat_template"] = "{{ messages[0].content }}"
     (tmp_path / "other" / "tokenizer_config.json").write_text(json.dumps(config))
-    assert "not the one" in check.transformers_differs(tok, tmp_path / "other")
+    assert "another chat template" in check.transformers_parity(tok, tmp_path / "other")
+    del config["chat_template"]
+    (tmp_path / "other" / "tokenizer_config.json").write_text(json.dumps(config))
+    assert "without a chat template" in check.transformers_parity(tok, tmp_path / "other")
     state = json.loads((saved / "tokenizer.json").read_text())
     state["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\s+|\S+"
     (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(state))
-    assert "another" in check.transformers_differs(tok, tmp_path / "other")
+    with pytest.raises(IqcError, match="another vocabulary"):
+        check.transformers_parity(tok, tmp_path / "other")
     (tmp_path / "other" / "tokenizer.json").write_text("{}")
     with pytest.raises(IqcError, match="cannot load"):
-        check.transformers_differs(tok, tmp_path / "other")
+        check.transformers_parity(tok, tmp_path / "other")
 
 
 def test_lineage_names_what_was_read(tok, tmp_path):
@@ -105,6 +109,9 @@ def test_lineage_names_what_was_read(tok, tmp_path):
 
 def test_a_directory_that_cannot_be_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(IqcError, match="no directory") as caught:
-        tokenizer.writable(tmp_path / "file" / "below")
-    assert caught.value.remedy
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(IqcError, match="is a file") as caught:
+            tokenizer.check_writable(path)
+        assert caught.value.remedy
+    tokenizer.check_writable(tmp_path / "new" / "below")
+    assert not (tmp_path / "new").exists()

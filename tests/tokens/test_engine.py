@@ -9,9 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from iqc.errors import IqcError
 from iqc.tokens import engine, tokenizer
 from iqc.tokens.special import CONTROL
 from iqc.tokens.split import BY_PATTERN, LONGEST_RUN, Split
+from iqc.tokens.vocabulary import BYTE_OF, read_vocabulary
 
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -103,7 +105,7 @@ def test_short_runs_are_cut_as_by_qwen2():
 
 def model_of(tokens, merges):
     """A byte-level model with 256 bytes, then the tokens, with the merges."""
-    of = {byte: chr(point) for point, byte in engine.BYTE_OF.items()}
+    of = {byte: chr(point) for point, byte in BYTE_OF.items()}
     pieces = [of[byte] for byte in range(256)] + tokens
     return {"type": "BPE", "vocab": {piece: i for i, piece in enumerate(pieces)}, "merges": merges}
 
@@ -133,13 +135,13 @@ def test_what_is_proven_is_equal_on_all_words(model):
 
     merges = [tuple(pair) for pair in model["merges"]]
     listed = Tokenizer(library.BPE(vocab=model["vocab"], merges=merges))
-    order = {engine.bytes_of(piece): number for piece, number in model["vocab"].items()}
-    ranked = tiktoken.Encoding("x", pat_str=r"\w+", mergeable_ranks=order, special_tokens={})
+    known = read_vocabulary({"model": model})
+    ranked = tiktoken.Encoding("x", pat_str=r"\w+", mergeable_ranks=known.pieces, special_tokens={})
     longest = max(len(piece) for piece in model["vocab"])
     words = [word for word in ALL_WORDS if len(word) <= max(longest, 8)]
     different = [word for word in words if listed.encode(word).ids != ranked.encode_ordinary(word)]
     try:
-        engine.ranks(model)
+        engine.prove(known)
         assert not different
     except engine.Unproven as error:
         assert "its own merge" in str(error) and (different or longest > 10)
@@ -151,16 +153,66 @@ def test_what_is_proven_is_equal_on_all_words(model):
         (model_of(["ab", "abc"], [("ab", "c"), ("a", "b")]), "order"),
         (model_of(["ab", "bc", "abc"], [("a", "b"), ("b", "c"), ("a", "bc")]), "its own merge"),
         (model_of(["ab", "abc"], [("a", "b")]), "no merge makes"),
-        (model_of(["ab"], [("a", "x!")]), "not all tokens"),
         (model_of([], []) | {"byte_fallback": True}, "byte_fallback"),
         (model_of([], []) | {"dropout": 0.1}, "dropout"),
-        (model_of(["\u2581a"], []), "byte-level"),
-        ({"vocab": {"a": 0}, "merges": []}, "lacks a byte"),
     ],
 )
 def test_what_is_not_proven_is_said(model, why):
     with pytest.raises(engine.Unproven, match=why):
-        engine.ranks(model)
+        engine.prove(read_vocabulary({"model": model}))
+
+
+BYTES_ONLY = model_of([], [])
+
+
+@pytest.mark.parametrize(
+    "state, why",
+    [
+        ({}, "no model"),
+        ({"model": []}, "no model"),
+        ({"model": {"type": "Unigram", "vocab": {}}}, "BPE"),
+        ({"model": BYTES_ONLY, "normalizer": {"type": "NFC"}}, "normaliser"),
+        ({"model": BYTES_ONLY | {"vocab": []}}, "no vocab"),
+        ({"model": {"vocab": {"a": 0}, "merges": []}}, "byte 0x00"),
+        ({"model": model_of(["\u2581a"], [])}, "stands for no bytes"),
+        ({"model": model_of(["a b"], [])}, "stands for no bytes"),
+        ({"model": model_of([], [("a", "x!")])}, "merges"),
+        ({"model": model_of([], ["garbage"])}, "merges"),
+        ({"model": model_of([], None)}, "merges"),
+        ({"model": model_of([], [("a", "b", "c")])}, "merges"),
+        ({"model": model_of([], [3])}, "merges"),
+        ({"model": BYTES_ONLY | {"vocab": BYTES_ONLY["vocab"] | {"ab": 5}}}, "two pieces"),
+        ({"model": BYTES_ONLY | {"vocab": BYTES_ONLY["vocab"] | {"ab": True}}}, "id True"),
+        ({"model": BYTES_ONLY, "added_tokens": [{"content": "<x>", "id": 5}]}, "id of another"),
+        ({"model": BYTES_ONLY, "added_tokens": [{"content": c, "id": 300} for c in "xy"]}, "id of another"),
+        ({"model": BYTES_ONLY, "added_tokens": [{"content": "<x>", "id": "x"}]}, "the id 'x'"),
+        ({"model": BYTES_ONLY, "added_tokens": [{"content": "<x>", "id": -3}]}, "the id -3"),
+        ({"model": BYTES_ONLY, "added_tokens": [{"content": "<x>", "id": 1 << 40}]}, "the id 1099"),
+        ({"model": BYTES_ONLY, "added_tokens": ["<x>"]}, "added token"),
+    ],
+)
+def test_a_damaged_vocabulary_is_refused(state, why):
+    with pytest.raises(IqcError, match=why) as caught:
+        read_vocabulary(state)
+    assert caught.value.remedy
+
+
+def test_a_tokenizer_that_adds_to_a_text_is_refused(tok):
+    state = json.loads(tok.full.to_str())
+    state["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = True
+    with pytest.raises(IqcError, match="not exact"):
+        tokenizer.Tokenizer(json.dumps(state))
+
+
+def test_a_control_token_that_text_becomes_is_refused(tok):
+    """A piece with the name and the id of a control token, which the library finds as a whole word."""
+    state = json.loads(tok.full.to_str())
+    state["model"]["vocab"]["<think>"] = tok.control["<think>"]
+    tokenizer.Tokenizer(json.dumps(state))  # no merge makes it
+    state["model"]["ignore_merges"] = True
+    state["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\s+|\S+"
+    with pytest.raises(IqcError, match="<think> is also a piece"):
+        tokenizer.Tokenizer(json.dumps(state))
 
 
 def test_older_files_have_merges_as_strings(tok):
@@ -177,5 +229,5 @@ def test_a_foreign_split_falls_back_to_the_library(tok, sources):
     assert other.engine == "tokenizers" and "split pattern" in other.why and other.digest != tok.digest
     assert all(other.encode_ordinary(text) == tok.encode_ordinary(text) for text in sources)
     assert not set(other.encode_ordinary("<|im_end|><think>")) & set(other.control.values())
-    state["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    state["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     assert "pre-tokenizer" in tokenizer.Tokenizer(json.dumps(state)).why
