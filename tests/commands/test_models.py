@@ -15,7 +15,11 @@ def test_tokenizer(world, server, read):
     assert "512" in shown and loaded.digest in shown
     done = server.make("tokenizer", "check", world / "tokenizer", world / "documents.zst").stdout.decode()
     size = sum(len(record["text"].encode()) for record in read(world / "documents.zst"))
-    assert f"{size:,} bytes" in done and "every round trip exact" in done
+    assert f"{size:,} bytes" in done and "every round trip exact" in done and "loads the same tokenizer" in done
+    rows = {line.split()[0]: line.split()[1:] for line in done.splitlines()}
+    assert rows["all"][0] == f"{size:,}" and float(rows["python"][2]) > 1.5
+    lineage = server.make("lineage", world / "tokenizer").stdout.decode()
+    assert lineage.startswith("tokenizer") and "vocab_size=512" in lineage and "dedup" in lineage
 
 
 def test_pack(world, read):

@@ -34,6 +34,7 @@ texts = st.lists(st.text(ODD) | st.text() | runs | st.sampled_from((*CONTROL, "'
 
 
 @given(texts)
+@example("")
 @example(" " * LONGEST_RUN + "x")
 @example(" " * (LONGEST_RUN + 1) + "x")
 @example(" " * LONGEST_RUN + "\n" * 3 + " x")
