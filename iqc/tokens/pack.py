@@ -9,8 +9,8 @@ concat    In the order in which they came; a document that does not fit is cut a
 Only plain text (a document, a repository) is ever cut: a chat without its beginning or a middle without its prefix
 teaches something else. Text longer than the context is cut into rows in both methods. The pieces are `id#0`, `id#1`,
 ..., each a document of its own; all but the last end with a line where one ends near. A window holds at most
-WINDOW_TOKENS, so the memory is at most 160 MiB for tokens and losses that are 0 or 1, 256 MiB for other weights,
-128 MiB more for tries, and the rows of a window once more while they leave.
+WINDOW_TOKENS and the sample that passes it, so these take 160 MiB where losses are 0 or 1, 256 MiB with other weights,
+128 MiB more for tries.
 """
 
 import hashlib
@@ -94,8 +94,8 @@ class _Bin:
 
 
 class Packer:
-    """Give it samples in order with `add`, then call `finish`: both return the rows that are complete. The same samples
-    in the same order give the same rows."""
+    """Give it samples in order with `add`, then call `finish`: both give the rows that are complete, to be taken before
+    the next call. The same samples in the same order give the same rows."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Packer:
         self._order = 0
         self._open = _Bin(context)  # concat only
 
-    def add(self, sample: Encoded) -> list[Record]:
+    def add(self, sample: Encoded) -> Iterator[Record]:
         """One sample in; the rows that it completes out. Raises BadRecord for one that no row holds."""
         row, cuttable = sample.row, sample.kind in CUTTABLE
         size = row.tokens.size
@@ -133,20 +133,21 @@ class Packer:
         piece = _Piece(self._order, sample.kind, row, cuttable)
         self._order += 1
         if self.method == "concat":
-            return list(self._concat(piece))
-        if size > self.context:
-            self.stats.split += 1
+            return self._concat(piece)
+        self.stats.split += size > self.context
         while piece.size > self.context:
             head, piece = self._part(piece, self.context)
             self._wait([head])
+        if piece.part is not None:  # it must not keep all that was before it in memory
+            piece.row.tokens, piece.row.loss = piece.row.tokens.copy(), piece.row.loss.copy()
         self._wait([piece])
         samples, tokens = len(self._waiting), self._waiting_tokens
         few = tokens < WINDOW_ROWS * self.context and samples < WINDOW_ROWS * self.window
         if tokens < WINDOW_TOKENS and (samples < self.window or few):
-            return []
+            return iter(())
         return self._leave(self._pack_window())
 
-    def finish(self) -> list[Record]:
+    def finish(self) -> Iterator[Record]:
         """The remaining rows."""
         bins = [self._open] if self._open.pieces else []
         while self._waiting:
@@ -220,7 +221,7 @@ class Packer:
             piece = rest
 
     def _part(self, piece: _Piece, room: int, anywhere: bool = False) -> tuple[_Piece, _Piece]:
-        """The piece in two, the first of at most `room` tokens. The second alone may be cut again."""
+        """The piece in two, a copy of at most `room` tokens and a view of the others, which alone may be cut again."""
         at, row, part = room, piece.row, piece.part or 0
         if self.line_ends is not None and not anywhere:
             first = max(self.least, room - max(room // NEAR, 16))
@@ -228,19 +229,19 @@ class Packer:
             at = first + int(ends[-1]) if ends.size else room
         self.stats.pieces += 1 + (piece.part is None)
         self.stats.tails += row.tokens.size - at if piece.part is None else 0
-        halves = [
-            Row(row.tokens[s].copy(), np.array([row.tokens[s].size], np.uint32), row.loss[s].copy(), row.ids)
-            for s in (slice(at), slice(at, None))  # copies, so that no piece keeps the whole document in memory
-        ]
-        head, tail = halves
+        head = Row(row.tokens[:at].copy(), np.array([at], np.uint32), row.loss[:at].copy(), row.ids)
+        tail = Row(row.tokens[at:], np.array([row.tokens.size - at], np.uint32), row.loss[at:], row.ids)
         return _Piece(piece.order, piece.kind, head, False, part), _Piece(piece.order, piece.kind, tail, True, part + 1)
 
-    def _leave(self, bins: list[_Bin]) -> list[Record]:
-        """The bins as rows: samples in the order in which they came, rows in that of their first sample."""
+    def _leave(self, bins: list[_Bin]) -> Iterator[Record]:
+        """The bins as rows: samples in the order in which they came, rows in that of their first sample. One by one:
+        as JSON they take more memory than their samples."""
         for b in bins:
             b.pieces.sort(key=lambda piece: (piece.order, piece.part or 0))
         bins.sort(key=lambda b: (b.pieces[0].order, b.pieces[0].part or 0))
-        return [self._emit(b) for b in bins]
+        bins.reverse()
+        while bins:
+            yield self._emit(bins.pop())
 
     def _emit(self, b: _Bin) -> Record:
         rows, ids = [piece.row for piece in b.pieces], [name for piece in b.pieces for name in piece.ids()]
@@ -281,10 +282,12 @@ def complete_rows(pieces: list[_Piece], context: int) -> list[_Bin]:
     left = np.arange(len(pieces))
     bins = []
     while left.size:
-        chosen = [left.size - 1, *_completion(sizes[left[:-1]], context - int(sizes[left[-1]]), context // ENOUGH)]
-        found = [pieces[number] for number in left[chosen]]
-        bins.append(_Bin(context - sum(piece.size for piece in found), found))
-        left = np.delete(left, chosen)
+        longest, room = pieces[left[-1]], context - int(sizes[-1])
+        left, sizes = left[:-1], sizes[:-1]
+        chosen = _completion(sizes, room, context // ENOUGH)
+        bins.append(_Bin(room - int(sizes[chosen].sum()), [longest, *(pieces[number] for number in left[chosen])]))
+        if chosen:
+            left, sizes = np.delete(left, chosen), np.delete(sizes, chosen)
     return bins
 
 

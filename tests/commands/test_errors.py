@@ -64,6 +64,8 @@ CASES = """
 1 | pack {bad}/no-text --tokenizer {world}/tokenizer | no-text:1
 1 | pack {world}/sequences.zst --tokenizer {world}/tokenizer | sequences.zst:1
 2 | pack {world}/documents.zst | tokenizer
+2 | pack {world}/documents.zst --tokenizer {world}/tokenizer --upsample-long 4096 | upsample-long
+2 | pack {world}/documents.zst --tokenizer {world}/tokenizer --upsample-long 4096=0.5 | upsample
 1 | model show giant | no preset 'giant'|nano-loop
 1 | model show {bad} | no checkpoint
 2 | model show nano --gpus 0 | gpus

@@ -31,7 +31,7 @@ def sample(number, size, kind="document", weight=1.0):
 
 def pack(samples, context, **options):
     packer = Packer(context, **options)
-    rows = [record for s in samples for record in packer.add(s)] + packer.finish()
+    rows = [record for s in samples for record in packer.add(s)] + list(packer.finish())
     return packer.stats, rows
 
 
