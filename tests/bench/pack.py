@@ -195,6 +195,7 @@ def speed(lines: list[bytes], tokenizer: str, context: int, repeats: int, place:
         "of_which_start": median(start),
         "speed_against_bare": median(ratio),
         "speed_against_bare_without_start": median(ratio_run),
+        "least_seconds_without_start_against_bare": min(bare) / (min(whole) - min(start)),
         "repeats": repeats,
     }
 
