@@ -84,8 +84,9 @@ def assemble(dataset: Dataset, indices: Sequence[int] | NDArray[np.int64], limit
                 where=dataset.place(int(indices[at])),
                 remedy=f"iqc pack --context {limits.context}",
             )
-        tokens[at, :size], tokens[at, size:] = row.tokens, limits.pad_id
-        weights[at, :size], weights[at, size:] = row.loss, 0
+        tokens[at, :size], weights[at, :size] = row.tokens, row.loss
+        if size < limits.context:
+            tokens[at, size:], weights[at, size:] = limits.pad_id, 0
         lengths.append(row.lengths.astype(np.int64))
     if tokens.max(initial=0) >= limits.vocab_size:
         at = int(np.argmax(tokens.max(axis=1)))

@@ -13,6 +13,7 @@ from iqc.errors import BadRecord, IqcError
 from iqc.tokens.dataset import open_dataset
 from iqc.tokens.loader import Limits, assemble, batches, in_order
 from iqc.tokens.order import row_indices
+from iqc.tokens.sequence import encode_sequence
 
 LIMITS = Limits(context=12, vocab_size=10_000, pad_id=7)
 
@@ -103,6 +104,15 @@ def test_one_row(tmp_path, rows_of, write_rows):
     write_rows(tmp_path / "row", rows_of(1))
     with open_dataset([str(tmp_path / "row")])[0] as found:
         assert [batch.tokens[:, :2].tolist() for batch in run(found, 0, 3)] == [[[0, 1]] * 4] * 3
+
+
+def test_an_empty_row_is_padding(tmp_path, rows_of, write_rows):
+    nothing = np.zeros(0, np.uint32)
+    empty = encode_sequence(id="e", ids=[], tokens=nothing, lengths=nothing, loss=np.zeros(0, "u1"))
+    write_rows(tmp_path / "rows", [*rows_of(1), empty])
+    with open_dataset([str(tmp_path / "rows")])[0] as found:
+        batch = assemble(found, [0, 1], Limits(3, 300, 7))
+    assert batch.tokens.tolist() == [[0, 1, 7], [7, 7, 7]] and batch.weights.tolist() == [[0, 1, 0], [0, 0, 0]]
 
 
 def test_in_order(rows):
