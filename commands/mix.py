@@ -178,6 +178,6 @@ def pairs(option: str, texts: list[str]) -> dict[str, float]:
             found[name] = float(number)
         except ValueError:
             raise UsageError(f"--{option} {text}: no number", remedy=f"--{option} {name or 'NAME'}=2") from None
-        if not name or not 0 <= found[name] < float("inf"):
-            raise UsageError(f"--{option} {text}", remedy="give a name and a finite number from 0 on: NAME=2")
+        if not name or not 0 <= found[name] <= 1e15:
+            raise UsageError(f"--{option} {text}", remedy="give a name and a number from 0 to 1e15: NAME=2")
     return found

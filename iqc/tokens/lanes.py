@@ -6,6 +6,7 @@ more (each line costs 33 bytes beside its text), and 4 bytes for the size of eve
 """
 
 import hashlib
+import re
 import tempfile
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from iqc.streams.container import Frame, compress
 from iqc.streams.reader import Chunk
 from iqc.streams.writer import dump
 
+REPEAT = re.compile(r"#epoch([1-9][0-9]{0,8})\Z", re.ASCII)
 SPILL = 1 << 20  # bytes of text of one lane after which a frame of it is written
 WINDOWS = 256 << 20  # bytes of text that all lanes hold together; the records of a window are permuted together
 LEAST_WINDOW = 8 << 20  # bytes of text a lane, however many there are
@@ -44,6 +46,7 @@ class Lane:
     records: int = 0
     amount: int = 0  # the sum of their sizes
     text: int = 0  # bytes
+    repeats: int = 1  # the highest number of a repeat in the source, which may be a mixture itself
 
     def add(self, block: Block) -> None:
         self.blocks.append(block)
@@ -123,7 +126,7 @@ class Queue:
         """The line of the record whose size was asked for. From the second epoch on its id says which one it is."""
         self.sizes.pop()
         line = self.lines.pop()
-        return renamed(line, self.epoch + 1) if self.epoch else line
+        return renamed(line, self.epoch * self.lane.repeats) if self.epoch else line
 
     def _open(self) -> None:
         """Read the window that holds the next record, less the records before it and those beyond the limit."""
@@ -170,7 +173,14 @@ def windows(blocks: list[Block], room: int) -> list[list[Block]]:
     return found
 
 
-def renamed(line: bytes, epoch: int) -> bytes:
-    """The record with an id of its own in this epoch, counted from 1: ID#epoch2."""
+def renamed(line: bytes, before: int) -> bytes:
+    """The record with an id of its own where `before` numbers of repeats are used up: ID#epoch2."""
     record = orjson.loads(line)
-    return dump(record | {"id": f"{record['id']}#epoch{epoch}"})
+    stem, number = repeat_of(record["id"])
+    return dump(record | {"id": f"{stem}#epoch{before + number}"})
+
+
+def repeat_of(name: str) -> tuple[str, int]:
+    """The id that a record had at first, and which time it is given: (a, 2) of a#epoch2, (a, 1) of a."""
+    match = REPEAT.search(name) if "#epoch" in name else None
+    return (name[: match.start()], int(match[1])) if match else (name, 1)

@@ -19,6 +19,8 @@ from heapq import heappop, heappush
 from itertools import accumulate, pairwise
 from math import inf
 
+STEEPEST = 1e300  # of a rate: that of next to nothing is no infinity, which times 0 is no number
+
 
 class Curve:
     """What one lane is to have given when the output has a length: from 0 at 0, linear between knots."""
@@ -29,7 +31,11 @@ class Curve:
         """Both of one size, from 0, not decreasing; a lane cannot be given faster than the output grows."""
         self.lengths, self.amounts = list(lengths), list(amounts)
         steps = zip(pairwise(lengths), pairwise(amounts))
-        self.rates = [inf, *((end - start) / (after - before or inf) for (start, end), (before, after) in steps)]
+        slopes = [(end - start) / (after - before or inf) for (start, end), (before, after) in steps]
+        self.rates = [
+            STEEPEST,
+            *(min(slope, STEEPEST) for slope in slopes),
+        ]  # length for one of the amount, up to a knot
 
     def at(self, length: float) -> float:
         """The amount wanted at a length."""

@@ -26,7 +26,7 @@ from iqc.streams.runner import Counts, Job, Settings, StreamInput, checked
 from iqc.streams.stage import Dropped, Record, Transform, metadata_of, require
 from iqc.streams.worker import Result, Work
 from iqc.streams.writer import ROW, dump
-from iqc.tokens.lanes import Block, Lane, Spill
+from iqc.tokens.lanes import Block, Lane, Spill, repeat_of
 from iqc.tokens.recipe import REST, Difficulty, Recipe
 
 
@@ -101,7 +101,7 @@ def measuring(by: str, tokenizer: str | None, parting: Parting, copied: bool) ->
         return checked_record
 
     def transform(record: Record) -> Iterator[Any]:
-        require(record, "id")
+        yield from checked_record(record)
         language = parting.language(record)
         if language is None:
             yield Dropped(record, "language", metadata_of(record).get("lang"))
@@ -113,10 +113,14 @@ def measuring(by: str, tokenizer: str | None, parting: Parting, copied: bool) ->
     return transform
 
 
-def checked_record(record: Record) -> tuple[()]:
+class Repeat(int):
+    """How often a record was given up to here, by its id."""
+
+
+def checked_record(record: Record) -> tuple[Repeat, ...]:
     """The map of the first reading where nothing is measured."""
-    require(record, "id")
-    return ()
+    _, number = repeat_of(require(record, "id"))
+    return (Repeat(number),) if number > 1 else ()
 
 
 def scoring(name: str) -> Transform:
@@ -187,10 +191,13 @@ class Sources:
             lane_of(language, "")
         stays = not parting.parts and all(is_stream(one.name) for one in self.inputs[name].sources)
         measure = partial(measuring, self.recipe.by, self.tokenizer, parting, not stays)
+        repeats = 1
         for chunk, result, bad in self._results(name, measure):
             self.counts.add(result)
             if outputs:
                 outputs.add(replace(result, output=[]))
+            repeats = max([repeats, *(value for value in result.values if type(value) is Repeat)])
+            result.values = [value for value in result.values if type(value) is not Repeat]
             if stays and not bad:
                 lane_of("", "").add(self._block(chunk, result))
                 continue
@@ -202,6 +209,8 @@ class Sources:
                 size = {"tokens": tokens, "bytes": len(line) + 1}.get(self.recipe.by, 1)
                 spill.add(lane_of(language, band), line, size)
         order = parting.languages or sorted({language for language, _ in lanes})
+        for lane in lanes.values():
+            lane.repeats = repeats
         return [lanes[language, band] for language in order for band in bands]
 
     def _block(self, chunk: Chunk, result: Result) -> Block:

@@ -253,7 +253,8 @@ def options_of(recipe: Recipe, tokenizer: str | None, shuffle: bool) -> dict:
     from iqc.tokens.tokenizer import load
 
     sources = {name: given(asdict(wish)) for name, wish in recipe.wishes.items()}
-    whole = given(asdict(recipe)) | {"wishes": sources, "phases": [given(asdict(phase)) for phase in recipe.phases]}
+    phases = [given(asdict(phase)) for phase in recipe.phases]
+    whole = given(asdict(recipe) | {"phases": phases}) | {"wishes": sources}
     whole |= {"tokenizer": load(Path(tokenizer)).digest} if tokenizer else {}
     return whole | {"shuffle": shuffle, "sources": whole.pop("wishes")}
 

@@ -51,6 +51,8 @@ class RecipeFile:
         for name, source in self._tables(table.pop("source", {}), "source").items():
             place = f"source.{name}"
             known = self._known(source, place, SOURCE)
+            if not name or not name.isprintable():
+                raise self._wrong(place, "", "is no name for a source", "give it one that can be printed")
             if sum(key in known for key in ("weight", "epochs", "replay")) > 1:
                 raise self._wrong(place, "", "has more than one of weight, epochs and replay", "leave one")
             if "path" in known:
@@ -132,8 +134,11 @@ class RecipeFile:
         return found
 
 
+LARGEST = 1e15  # of a number in a recipe, so that sums of them stay exact enough
+
+
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST
 
 
 def are_shares(value: Any) -> bool:

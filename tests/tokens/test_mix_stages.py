@@ -302,3 +302,20 @@ def test_a_shard_that_ends_with_the_mixture_is_the_last(world, tmp_path, make_st
     shards = sorted(path.name for path in (tmp_path / "out").glob("part-*"))
     assert len(shards) == 4
     assert len(list(read_records(StreamInput([str(tmp_path / "out")])))) == 4
+
+
+@pytest.mark.parametrize("parted", [False, True])
+def test_a_mixture_is_repeated_with_ids_of_its_own(mixed, tmp_path, parted):
+    """The number of a repeat goes on where that of the source ended."""
+    once, _ = mixed(Recipe({"c": Wish(epochs=3)}))
+    source = tmp_path / "once.zst"
+    (tmp_path / "out.zst").rename(source)
+    recipe = Recipe({"once": Wish(weight=1)}, max_epochs=2, languages={"python": 1, "*": 1} if parted else {})
+    records, _ = mixed(recipe, paths={"once": str(source)})
+    assert len({record["id"] for record in records}) == len(records)
+    numbers = {int(record["id"].partition("#epoch")[2] or 1) for record in records}
+    assert 3 < max(numbers) <= 6
+    if not parted:
+        assert len(records) == 2 * len(once)
+        stems = Counter(record["id"].partition("#")[0] for record in records)
+        assert stems == {f"c-{number}": 6 for number in range(40)}
