@@ -134,9 +134,16 @@ def mix(
 
     asked, paths = RecipeFile(recipe).recipe() if recipe else (Recipe({}), {})
     paths = sources_of(asked, paths, settings.inputs or [])
-    for option, texts in (("weight", weight), ("epochs", epochs), ("replay", replay)):
-        for name, number in pairs(option, texts or []).items():
-            asked.replace_wish(name, option, number)
+    wishes = {
+        kind: pairs(kind, texts or []) for kind, texts in (("weight", weight), ("epochs", epochs), ("replay", replay))
+    }
+    for kind, numbers in wishes.items():
+        for name, number in numbers.items():
+            if sum(name in found for found in wishes.values()) > 1:
+                raise UsageError(
+                    f"source {name} has more than one of --weight, --epochs and --replay", remedy="leave one"
+                )
+            asked.replace_wish(name, kind, number)
     replaced: dict[str, Any] = {"by": by and by.value, "short": short and short.value, "max_epochs": max_epochs}
     replaced |= {"total": amount_of(total) if total else None, "temperature": temperature}
     replaced |= {"languages": pairs("languages", languages.split(",")) if languages else None}
@@ -149,7 +156,7 @@ def mix(
             setattr(asked, name, value)
     if report:
         check_report(report, settings)
-    counts = stage(paths, asked.checked(), tokenizer, settings, seed, shuffle)
+    counts = stage(paths, asked.checked(paths), tokenizer, settings, seed, shuffle)
     if report:
         from iqc.report import Findings, page
         from iqc.streams.writer import write_file

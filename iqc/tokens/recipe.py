@@ -82,9 +82,11 @@ class Recipe:
         wish.weight = wish.epochs = wish.replay = None
         setattr(wish, kind, number)
 
-    def checked(self) -> "Recipe":
-        """Itself. UsageError: parts that do not go together."""
+    def checked(self, paths: dict[str, str]) -> "Recipe":
+        """Itself. UsageError: parts that do not go together, a source without a path."""
         for name, wish in self.wishes.items():
+            if name not in paths and wish.weight != 0:
+                raise UsageError(f"source {name} has no file", remedy=f"name it as INPUT: {name}=FILE")
             if wish.languages and wish.weight is None and (wish.epochs, wish.replay) != (None, None):
                 raise UsageError(
                     f"source {name} has languages without a weight", remedy="epochs and replay take all of it"
@@ -128,10 +130,9 @@ def difficulty_of(name: str, bounds: list[str]) -> Difficulty:
 
 
 def sources_of(recipe: Recipe, paths: dict[str, str], inputs: list[str]) -> dict[str, str]:
-    """The path of every source, in the recipe's order: those INPUTs name come before those of the recipe's file.
+    """The paths of sources, in the recipe's order: those INPUTs name come before those of the recipe's file.
 
-    A recipe without sources has those of the INPUTs, or the standard input. UsageError: an INPUT that is no source, a
-    source without a path.
+    A recipe without sources has those of the INPUTs, or the standard input. UsageError: an INPUT that is no source.
     """
     given = name_sources(inputs or ([] if recipe.wishes else ["-"]))
     if not recipe.wishes:
@@ -141,9 +142,6 @@ def sources_of(recipe: Recipe, paths: dict[str, str], inputs: list[str]) -> dict
             remedy = f"name it: {' or '.join(f'{known}={path}' for known in recipe.wishes)}"
             raise UsageError(f"the recipe has no source {name}", remedy=remedy)
     found = paths | given
-    for name, wish in recipe.wishes.items():
-        if name not in found and wish.weight != 0:
-            raise UsageError(f"source {name} has no file", remedy=f"name it as INPUT: {name}=FILE")
     if list(found.values()).count("-") > 1:
         raise UsageError("two sources from the standard input", remedy="name files for all but one")
     return {name: found[name] for name in recipe.wishes if name in found}

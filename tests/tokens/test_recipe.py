@@ -112,8 +112,9 @@ def test_sources_are_named(tmp_path):
 def test_sources_have_a_path_each():
     recipe = Recipe({"a": Wish(1), "b": Wish(0)})
     assert sources_of(recipe, {"a": "1"}, ["a=2"]) == {"a": "2"}
+    assert recipe.checked({"a": "2"}) is recipe
     with pytest.raises(UsageError, match="source a has no file"):
-        sources_of(recipe, {}, [])
+        recipe.checked({})
     with pytest.raises(UsageError, match="the recipe has no source c"):
         sources_of(recipe, {"a": "1"}, ["c=2"])
 
@@ -141,3 +142,29 @@ def test_a_published_mixture_of_small_streams(repo, iqc, make_stream, tmp_path):
     assert all(abs(one - other) <= 1 for one, other in zip(found, wanted))
     text = page.read_text()
     assert text.count("<polygon") == 6 and "58.33%" in text  # 175 of 300
+
+
+@pytest.mark.parametrize(
+    ("recipe", "what"),
+    [
+        (Recipe({"a": Wish(1)}, temperature=2.0), "a temperature and weights"),
+        (Recipe({"a": Wish(0)}), "no source has a weight above 0"),
+        (Recipe({"a": Wish(epochs=1, languages={"go": 1})}), "languages without a weight"),
+        (Recipe({"a": Wish()}, languages={"go": 1}, language_temperature=2.0), "a temperature of languages"),
+        (Recipe({"a": Wish()}, phases=[Phase(1, difficulty={"easy": 1})]), "a phase has shares of difficulty"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(recipe, what):
+    with pytest.raises(UsageError, match=what):
+        recipe.checked({"a": "a.zst"})
+
+
+def test_options_replace_what_a_recipe_says(repo, iqc, make_stream, tmp_path):
+    """All but one source of a published mixture are left out, and need no file then."""
+    stream = make_stream(tmp_path / "s.zst", [{"id": str(n), "text": "x" * n} for n in range(60)])
+    none = [f"--weight={name}=0" for name in ("reasoning", "agent", "commit", "file", "repository")]
+    options = ("--by", "records", "--epochs", "stage1=1", "--total", "60", "--plain", "-q")
+    done = iqc("mix", "--recipe", repo / "recipes" / "mid-128k.toml", f"stage1={stream}", *none, *options)
+    assert done.stdout.count(b"\n") == 60, done.stderr
+    done = iqc("mix", f"a={stream}", "--weight", "a=1", "--replay", "a=0.1", "--plain")
+    assert done.returncode == 2 and b"more than one of --weight, --epochs and --replay" in done.stderr
