@@ -181,6 +181,8 @@ def pairs(option: str, texts: list[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for text in texts:
         name, _, number = text.rpartition("=")
+        if name in found:
+            raise UsageError(f"--{option} {text}: {name} has {found[name]:g} already", remedy="give each name once")
         try:
             found[name] = float(number)
         except ValueError:

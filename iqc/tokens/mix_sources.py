@@ -165,15 +165,17 @@ class Sources:
                 difficulty if self.recipe.parted_by_difficulty(name) else None,
             )
             self.lanes += self._scan(name, parting, spill, outputs)
-        self._refuse_twins()
         spill.finish()
+        if difficulty and not any(lane.band and lane.records for lane in self.lanes):
+            raise no_score(difficulty)
+        self._refuse_twins()
 
     def _refuse_twins(self) -> None:
         """UsageError where two sources are the same records, whose ids would then not be unique."""
         names: dict[str | None, str] = {}
         for name, source in self.inputs.items():
             for item in source.results():
-                other = names.setdefault(item.digest, name)
+                other = names.setdefault(item.digest, name) if item.records else name
                 if other != name and not (self.recipe.wishes[name].languages and self.recipe.wishes[other].languages):
                     what = f"sources {other} and {name} hold the same records"
                     raise UsageError(what, remedy="name it once, with a larger weight or more epochs")
@@ -256,8 +258,12 @@ class Sources:
                 self.inputs[name] = open_source(self.paths[name])  # it counts what it reads
         found.sort()
         if not found:
-            raise UsageError(f'no record has a number "{difficulty.field}"', remedy="name the field of the scores")
+            raise no_score(difficulty)
         return [found[int(bound * len(found))] for bound in difficulty.bounds]
+
+
+def no_score(difficulty: Difficulty) -> UsageError:
+    return UsageError(f'no record has a number "{difficulty.field}"', remedy="name the field of the scores")
 
 
 def open_source(path: str) -> StreamInput:

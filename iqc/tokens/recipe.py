@@ -95,6 +95,8 @@ class Recipe:
             raise UsageError(
                 "a temperature and weights", remedy="a temperature makes the weights: leave one of them out"
             )
+        if self.languages and not any(self.languages.values()):
+            raise UsageError("the shares of all languages are 0", remedy="give one a share, or leave them out")
         if self.languages and self.language_temperature:
             raise UsageError("languages and a temperature of languages", remedy="leave one of them out")
         if any(phase.difficulty for phase in self.phases) and not self.difficulty:

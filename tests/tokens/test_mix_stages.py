@@ -185,6 +185,13 @@ def test_phases_change_weights_and_difficulty(mixed):
     assert abs(first["b"] - 20) <= 3 and abs(second["b"] - 40) <= 3  # it has two bands, and records without a score
 
 
+@pytest.mark.parametrize("quantiles", [False, True])
+def test_a_score_that_no_record_has_is_an_error(mixed, quantiles):
+    nowhere = Difficulty("metadata.nowhere", [0.5], ["easy", "hard"], quantiles)
+    with pytest.raises(IqcError, match=r'no record has a number "metadata\.nowhere"'):
+        mixed(Recipe({"a": Wish()}, difficulty=nowhere))
+
+
 def test_records_of_size_zero_are_not_lost(mixed, monkeypatch):
     from iqc.tokens import mix_sources
 
@@ -194,11 +201,13 @@ def test_records_of_size_zero_are_not_lost(mixed, monkeypatch):
 
 
 @pytest.mark.parametrize("wish", [Wish(1), Wish(replay=0.5)])
-def test_an_empty_source_is_an_error_unless_nothing_is_wanted_of_it(mixed, wish):
+def test_an_empty_source_is_an_error_unless_nothing_is_wanted_of_it(mixed, world, wish):
     with pytest.raises(IqcError, match="empty"):
         mixed(Recipe({"a": Wish(1), "empty": wish}))
     assert len(mixed(Recipe({"c": Wish(), "empty": Wish()}))[0]) == 40
     assert mixed(Recipe({"empty": Wish()}))[0] == []
+    twice = {"empty": Wish(), "other": Wish()}
+    assert mixed(Recipe(twice), paths=dict.fromkeys(twice, str(world / "empty.zst")))[0] == []
 
 
 def test_one_record(mixed, make_stream, tmp_path):

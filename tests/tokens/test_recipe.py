@@ -150,6 +150,7 @@ def test_a_published_mixture_of_small_streams(repo, iqc, make_stream, tmp_path):
         (Recipe({"a": Wish(1)}, temperature=2.0), "a temperature and weights"),
         (Recipe({"a": Wish(0)}), "no source has a weight above 0"),
         (Recipe({"a": Wish(epochs=1, languages={"go": 1})}), "languages without a weight"),
+        (Recipe({"a": Wish()}, languages={"go": 0}), "the shares of all languages are 0"),
         (Recipe({"a": Wish()}, languages={"go": 1}, language_temperature=2.0), "a temperature of languages"),
         (Recipe({"a": Wish()}, phases=[Phase(1, difficulty={"easy": 1})]), "a phase has shares of difficulty"),
     ],
@@ -168,3 +169,5 @@ def test_options_replace_what_a_recipe_says(repo, iqc, make_stream, tmp_path):
     assert done.stdout.count(b"\n") == 60, done.stderr
     done = iqc("mix", f"a={stream}", "--weight", "a=1", "--replay", "a=0.1", "--plain")
     assert done.returncode == 2 and b"more than one of --weight, --epochs and --replay" in done.stderr
+    done = iqc("mix", f"a={stream}", "--weight", "a=1", "--weight", "a=2", "--plain")
+    assert done.returncode == 2 and b"a has 1 already" in done.stderr
