@@ -97,7 +97,6 @@ def run(law: Law, asked: "Asked", settings: "Settings") -> None:
 def asked(law: Law, seed: int, options: dict[str, Any]) -> "Asked":
     """The options by name, as they were given (None: not), to what the law is asked for."""
     from iqc.tokens.law_stages import Asked
-    from iqc.tokens.recipe import amount_of
 
     found = {name: value for name, value in options.items() if value is not None}
     for name in found:
@@ -108,11 +107,11 @@ def asked(law: Law, seed: int, options: dict[str, Any]) -> "Asked":
     found = {names.get(name, name): value for name, value in found.items()}
     for name in ("given", "shares", "least", "most", "available"):
         if name in found:
-            amounts = name == "available"
-            found[name] = {key: amount_of(text) if amounts else number(key, text) for key, text in parts(found[name])}
-    for name in ("size", "budget"):
+            read = amount if name == "available" else number
+            found[name] = {key: read(key, text) for key, text in parts(found[name])}
+    for name, option in (("size", "--model-size"), ("budget", "--total")):
         if name in found:
-            found[name] = float(amount_of(found[name]))
+            found[name] = amount(option, found[name])
     if "free" in found:
         found["free"] = tuple(name.strip() for name in found["free"].split(","))
     if "synergy" in found:
@@ -129,6 +128,22 @@ def parts(text: str) -> list[tuple[str, str]]:
             raise UsageError(f"{part!r} is no NAME=X", remedy="name each number: go=0.2,rust=0.1")
         found.append((name.strip(), value.strip()))
     return found
+
+
+def amount(name: str, text: str) -> float:
+    """1e9, 500k or 1.5B."""
+    from iqc.tokens.recipe import amount_of
+
+    try:
+        value = float(text)
+    except ValueError:
+        try:
+            value = float(amount_of(text))
+        except UsageError as error:
+            raise UsageError(f"{name}: {error.what}", remedy=error.remedy) from None
+    if not 0 < value < float("inf"):
+        raise UsageError(f"{name} {text}", remedy="an amount above 0: 500k, 1.5B, 2e9")
+    return value
 
 
 def number(name: str, text: str) -> float:

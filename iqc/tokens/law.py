@@ -133,8 +133,8 @@ def published() -> dict[str, Any]:
 
 
 def published_law(given: Mapping[str, float]) -> Law:
-    """The published exponents, limits and synergy, with A, B and gamma (and N0, D0) as given. IqcError without them."""
-    missing = [name for name in SCALARS if name not in given]
+    """The published exponents, limits and synergy, with A, B, gamma, N0 and D0 as given. IqcError without them."""
+    missing = [name for name in (*SCALARS, *UNITS) if name not in given]
     if missing:
         raise IqcError(
             f"{', '.join(missing)} not given, and not published",
@@ -154,7 +154,7 @@ def published_tau(languages: Sequence[str]) -> Array:
     if unknown := [lang for lang in languages if lang not in table]:
         raise IqcError(
             f"no published synergy of {', '.join(unknown)}",
-            remedy=f"the table has {', '.join(table)}; --tau ones takes every pair of languages as equal",
+            remedy=f"the table has {', '.join(table)}; --synergy ones takes every pair of languages as equal",
         )
     return np.array([[table[row].get(column, 0.0) / 100 for column in languages] for row in languages])
 
@@ -213,6 +213,7 @@ def read_law(path: str) -> tuple[Law, dict[str, Any]]:
     try:
         law, fit = from_record(records[0]), dict(records[0].get("fit", {}))
         drawn(law, fit.get("draws", {}))
+        fit["confounded"] = [[str(name) for name in group] for group in fit.get("confounded", [])]
         fit["spans"] = {name: [float(low), float(high)] for name, (low, high) in fit.get("spans", {}).items()}
         return law, fit
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -77,7 +77,7 @@ def bounds_of(
             f"the {which} shares add up to {total:.4g}",
             remedy="lower --least"
             if which == "least"
-            else "more tokens available, more --max-epochs, or a smaller --total",
+            else "raise --most, --available or --max-epochs, or lower --total",
         )
     return Bounds(low, high)
 

@@ -35,7 +35,7 @@ from iqc.tokens.law import (
 )
 from iqc.tokens.law_allocate import allocate, bounds_of, spread, toml
 from iqc.tokens.law_fit import FREE, GROUPS, INTERVAL, Fit, Runs, fit, intervals, runs_of
-from iqc.tokens.law_text import allocation_text, fit_text, prediction_text, published_text, unpublished
+from iqc.tokens.law_text import allocation_text, fit_text, prediction_text, published_text, unpublished, untold
 
 POINT = '{"N": 1e8, "D": 2e9, "p": {"python": 0.5, "go": 0.5}, "loss": 1.3}: N and D above 0, shares that add up to 1'
 
@@ -187,11 +187,13 @@ def digest_of(value: Any) -> str:
 
 @dataclass(slots=True)
 class Known:
-    """A law to compute with: its draws, and between which N and D its runs lay ({} where nothing says)."""
+    """A law to compute with: its draws, between which N and D its runs lay ({} where nothing says), and the groups of
+    parameters that they did not tell."""
 
     law: Law
     draws: list[Law]
     spans: dict[str, list[float]]
+    confounded: list[list[str]]
 
     def beyond(self, n: float, d: float) -> list[str]:
         """What of a point lies outside of the runs, in words."""
@@ -207,10 +209,10 @@ class Known:
 def known(asked: Asked) -> Known:
     """The law of a file, or the published numbers with the user's own."""
     if not asked.law_file:
-        return Known(published_law(asked.given), [], {})
+        return Known(published_law(asked.given), [], {}, [])
     law, found = read_law(asked.law_file)
     draws = [with_values(one, asked.given) for one in drawn(law, found.get("draws", {}))]
-    return Known(with_values(law, asked.given), draws, found.get("spans", {}))
+    return Known(with_values(law, asked.given), draws, found["spans"], found["confounded"])
 
 
 def prediction(known: Known, point: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,7 +244,7 @@ def predict_stage(asked: Asked, settings: Settings) -> str:
     found = known(asked)
     options = {"law": "predict", "from": digest_of(to_record(found.law, {})), "draws": len(found.draws)}
     run_stage("mix", options, settings, partial(predictions, found))
-    return "\n".join(unpublished(found.law))
+    return "\n".join(unpublished(found.law) + untold(found.confounded))
 
 
 def predict_point(asked: Asked) -> str:
@@ -252,7 +254,7 @@ def predict_point(asked: Asked) -> str:
     found = known(asked)
     point = {"N": asked.size, "D": asked.budget, "p": asked.shares}
     text = prediction_text(found.law, point, prediction(found, point))
-    return "\n".join([text, *found.beyond(asked.size, asked.budget)])
+    return "\n".join([text, *found.beyond(asked.size, asked.budget), *untold(found.confounded)])
 
 
 def allocation(asked: Asked) -> tuple[str, str]:
@@ -273,6 +275,6 @@ def allocation(asked: Asked) -> tuple[str, str]:
     comment = [
         f"Shares with the least {what} of N = {n:g}, D = {d:g}: L = {found.loss:.6g}, even {found.even_loss:.6g}."
     ]
-    comment += unpublished(law) + ours.beyond(n, d)
+    warnings = ours.beyond(n, d) + untold(ours.confounded)
     text = allocation_text(law, n, d, bounds, found, among, asked.reducible)
-    return "\n".join([text, *ours.beyond(n, d)]), toml(law.languages, found.shares, comment)
+    return "\n".join([text, *warnings]), toml(law.languages, found.shares, comment + unpublished(law) + warnings)

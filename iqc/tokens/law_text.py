@@ -1,6 +1,6 @@
 """Laws, predictions and allocations as a person reads them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,12 @@ def unpublished(law: Law) -> list[str]:
     said += [f"{', '.join(found)} from the fit"] if found else []
     said += ["A, B, gamma from a law file that does not say whose they are"] if not law.origin else []
     return [f"not published, but yours: {'; '.join(said)}"] if said else []
+
+
+def untold(confounded: Sequence[Sequence[str]]) -> list[str]:
+    """What the runs of a fit do not tell, a line each."""
+    alone, linked = "the runs say nothing about", "the runs cannot tell apart"
+    return [f"{linked if len(group) > 1 else alone}: {', '.join(group)}" for group in confounded]
 
 
 def fit_text(found: Fit, runs: Runs) -> str:
@@ -53,9 +59,7 @@ def fit_text(found: Fit, runs: Runs) -> str:
         for i, j in zip(*np.triu_indices(len(languages), 1)):
             span = spans["tau"][:, i, j] if "tau" in spans else None
             lines.append(line(f"tau[{languages[i]},{languages[j]}]", law.tau[i, j], span, "fit"))
-    for group in found.confounded:
-        alone = "the runs say nothing about" if len(group) == 1 else "the runs cannot tell apart"
-        lines.append(f"{alone}: {', '.join(group)}")
+    lines += untold(found.confounded)
     if "gamma" in spans and "gamma" not in confounded:
         low, high = spans["gamma"]
         sure = (
@@ -96,10 +100,11 @@ def allocation_text(
     lines.append(f"loss {found.loss:.5g}; of the even mixture {found.even_loss:.5g} ({change:+.2f} %)")
     if among:
         lines.append(f"under {100 * among.better:.0f} % of the draws the allocation is better than the even mixture")
-    lines.append(
-        f"certificate: no move of share saves more than {found.residual:.1e} of loss a unit of share (KKT); the best "
-        f"finite move saves {found.saved:.1e}; {100 * found.agreeing:.0f} % of the starts ended here"
-    )
+    moves = "no share can be moved"
+    if np.isfinite(found.saved):
+        moves = f"no move of share saves more than {found.residual:.1e} of loss a unit of share (KKT)"
+        moves += f"; the best finite move saves {found.saved:.1e}"
+    lines.append(f"certificate: {moves}; {100 * found.agreeing:.0f} % of the starts ended here")
     if not reducible:
         lines.append(
             "the loss is that of the mixture on itself: it favours languages that are easy to predict (low L_inf); "

@@ -23,6 +23,7 @@ from iqc.tokens.law import (
     with_values,
 )
 
+YOURS = ("A", "B", "gamma", "N0", "D0")
 WHOLE = '{"A":1,"B":1,"gamma":0,"alpha_N":{"c":1},"alpha_D":{"c":1},"L_inf":{"c":1},"tau":{"c":{}}}'
 
 
@@ -107,12 +108,12 @@ def test_the_published_table_is_whole_and_says_what_is_missing():
         assert set(table[part]) == names
     assert all(set(row) == names - {name} for name, row in table["synergy_percent"].items())
     assert sum(table["allocation_change_billions"].values()) == pytest.approx(0, abs=1e-9)
-    for name in SCALARS:
-        given = dict.fromkeys(set(SCALARS) - {name}, 1.0)
+    for name in YOURS:
+        given = dict.fromkeys(set(YOURS) - {name}, 1.0)
         with pytest.raises(IqcError, match=f"{name} not given, and not published"):
             published_law(given)
-    law = published_law(dict.fromkeys(SCALARS, 1.0))
-    assert law.origin == {"A": "given", "B": "given", "gamma": "given"} | dict.fromkeys((*VECTORS, "tau"), "published")
+    law = published_law(dict.fromkeys(YOURS, 1.0))
+    assert law.origin == dict.fromkeys(YOURS, "given") | dict.fromkeys((*VECTORS, "tau"), "published")
     java, csharp = law.languages.index("java"), law.languages.index("csharp")
     assert (law.tau[java, csharp], law.tau[csharp, java]) == pytest.approx((0.2058, 0.0193))
 
@@ -131,7 +132,7 @@ def test_a_law_file_gives_the_same_law(make_law, make_stream, tmp_path):
     plain.write_bytes(dump(record) + b"\n")
     for path in (plain, make_stream(tmp_path / "law.zst", [record])):
         again, fit = read_law(str(path))
-        assert fit == {"runs": 3, "draws": draws, "spans": {"N": [1.0, 2.0]}}
+        assert fit == {"runs": 3, "draws": draws, "spans": {"N": [1.0, 2.0]}, "confounded": []}
         assert all(np.array_equal(getattr(law, name), getattr(again, name)) for name in (*VECTORS, "tau", *SCALARS))
     first, second = drawn(again, draws)
     assert (first.A, second.A, first.B) == (0.5, 0.6, law.B) and second.L_inf.tolist() == [4, 5, 6]
@@ -143,7 +144,7 @@ def test_a_law_by_hand_is_toml(tmp_path):
         "A = 1\nB = 2\ngamma = 0\nalpha_N = {c = 0.3}\nalpha_D = {c = 0.4}\nL_inf = {c = 0.5}\ntau = {c = {}}\n"
     )
     law, fit = read_law(str(path))
-    assert law.languages == ("c",) and law.N0 == 1 and fit == {"spans": {}}
+    assert law.languages == ("c",) and law.N0 == 1 and fit == {"spans": {}, "confounded": []}
     assert predict(law, 10, 100, [1])[0] == pytest.approx(10**-0.3 + 2 * 100**-0.4 + 0.5)
 
 

@@ -93,10 +93,22 @@ def test_an_allocation_is_a_recipe(law_file, tmp_path):
 def test_a_point_without_a_loss_is_a_bad_record(tmp_path):
     path = tmp_path / "points.jsonl"
     path.write_text(json.dumps(RUN) + "\n" + json.dumps(RUN | {"N": 1e-300}) + "\n")
-    asked = Asked(given={"A": 1.0, "B": 1.0, "gamma": 1.0, "N0": 1e300})
+    asked = Asked(given={"A": 1.0, "B": 1.0, "gamma": 1.0, "N0": 1e300, "D0": 1.0})
     with pytest.raises(BadRecord, match="no finite loss") as error:
         predict_stage(asked, Settings(inputs=[str(path)], output=str(tmp_path / "out"), jobs=1, quiet=True))
     assert error.value.where == f"{path}:2"
+
+
+def test_what_the_runs_do_not_tell_is_said_by_the_fit_and_by_what_uses_it(tmp_path):
+    (tmp_path / "runs.jsonl").write_text((json.dumps(RUN | {"p": {"go": 1.0}}) + "\n") * 40)
+    path = tmp_path / "law.zst"
+    settings = Settings(inputs=[str(tmp_path / "runs.jsonl")], output=str(path), jobs=1, quiet=True)
+    text = fit_stage(Asked(draws=2), settings)
+    assert "the runs say nothing about: gamma" in text and "gamma, the transfer" not in text
+    asked = Asked(law_file=str(path), size=1e8, budget=2e9, shares={"go": 1.0})
+    for said in (predict_point(asked), *allocation(asked)):
+        assert "the runs say nothing about: gamma" in said and "cannot tell apart: A, B, L_inf[go]" in said
+    assert "no share can be moved" in allocation(asked)[0]
 
 
 def test_what_lies_beyond_the_runs_is_said(law_file):
@@ -153,10 +165,14 @@ def test_a_fit_that_cannot_be_is_refused(asked, kind, says, runs_file, tmp_path)
 
 
 def test_half_a_question_is_refused(tmp_path):
-    given = dict.fromkeys(("A", "B", "gamma"), 1.0)
+    given = dict.fromkeys(("A", "B", "gamma", "N0", "D0"), 1.0)
     for ask, asked, says in (
         (predict_point, Asked(given=given, size=1e9), "half a point"),
-        (predict_point, Asked(size=1e9, budget=1e9, shares={"go": 1.0}), "A, B, gamma not given, and not published"),
+        (
+            predict_point,
+            Asked(size=1e9, budget=1e9, shares={"go": 1.0}),
+            "A, B, gamma, N0, D0 not given, and not published",
+        ),
         (allocation, Asked(given=given, size=1e9), "no budget"),
     ):
         with pytest.raises(IqcError, match=says):
@@ -175,7 +191,7 @@ def test_too_few_runs_and_none_are_refused(tmp_path):
 
 
 def test_the_command_line_hands_everything_on(iqc, law_file, runs_file, tmp_path):
-    where = ("--law-file", law_file, "--model-size", "1B", "--total", "20G")
+    where = ("--law-file", law_file, "--model-size", "1e9", "--total", "20G")
     done = iqc("mix", "--law", "allocate", *where, "--least", "*=0.2", "--reducible", "-o", tmp_path / "mix.toml")
     assert done.returncode == 0 and b"least L - L_inf(p)" in done.stdout
     assert min(tomllib.loads((tmp_path / "mix.toml").read_text())["languages"].values()) >= 0.2
