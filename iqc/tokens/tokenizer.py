@@ -124,10 +124,11 @@ class Tokenizer:
     def bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of the ids, control tokens by name; a row of the vocabulary that no token uses has none.
         Raises IqcError for a number that is no id."""
+        numbers = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
         try:
-            return b"".join(map(self._bytes.__getitem__, ids))
+            return b"".join(map(self._bytes.__getitem__, numbers))
         except KeyError:
-            return b"".join(_rare(self._bytes, number, self.vocab_size) for number in ids)
+            return b"".join(_rare(self._bytes, number, self.vocab_size) for number in numbers)
 
     def decode(self, ids: Iterable[int]) -> str:
         """`bytes` as text. What is not UTF-8 becomes U+FFFD."""

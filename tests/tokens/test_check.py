@@ -78,6 +78,13 @@ def test_transformers_loads_the_same(tok, saved, tmp_path):
     pytest.importorskip("transformers")
     assert check.transformers_parity(tok, saved) == "loads the same tokenizer and chat template"
     shutil.copytree(saved, tmp_path / "other")
+    old = json.loads((saved / "tokenizer.json").read_text())
+    old["model"] = {name: value for name, value in old["model"].items() if name in ("type", "vocab", "merges")}
+    old["model"]["merges"] = [" ".join(pair) for pair in old["model"]["merges"]]
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(old))
+    older = tokenizer.load(tmp_path / "other")
+    assert check.transformers_parity(older, tmp_path / "other") == "loads the same tokenizer and chat template"
+    shutil.copy(saved / "tokenizer.json", tmp_path / "other")
     config = json.loads((saved / "tokenizer_config.json").read_text())
     config["chat_template"] = "{{ messages[0].content }}"
     (tmp_path / "other" / "tokenizer_config.json").write_text(json.dumps(config))

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -160,6 +161,16 @@ def test_any_ids_have_bytes(tok):
     ids = tok.encode_ordinary("\U0001f600\u6f22")
     assert b"".join(tok.bytes([number]) for number in ids) == "\U0001f600\u6f22".encode() == tok.bytes(ids)
     assert tok.bytes([tok.control["<think>"], *ids]).startswith(b"<think>")
+    assert tok.bytes(iter(ids)) == tok.bytes(np.array(ids, np.uint32)) == tok.bytes(ids)
     for number in (-1, tok.vocab_size):
         with pytest.raises(IqcError, match="no token"):
-            tok.bytes([number])
+            tok.bytes(iter([*ids, number]))
+
+
+def test_rows_that_no_token_uses_have_no_bytes(tok):
+    state = json.loads(tok.full.to_str())
+    state["added_tokens"][-1]["id"] += 3
+    sparse = tokenizer.Tokenizer(json.dumps(state))
+    ids = sparse.encode_ordinary("a b")
+    assert sparse.vocab_size == tok.vocab_size + 3
+    assert sparse.bytes(iter([*ids, sparse.vocab_size - 2, ids[0]])) == b"a b" + sparse.bytes(ids[:1])
