@@ -84,7 +84,10 @@ class Tokenizer:
 
     @cached_property
     def _plain(self) -> "tokenizers.Tokenizer":
-        return _library(orjson.dumps(self._state | {"added_tokens": [], "truncation": None, "padding": None}))
+        """Without what would make control tokens of text, cut or pad it, or draw another encoding each time."""
+        model = self._state["model"] | {"dropout": None}
+        plain = {"model": model, "added_tokens": [], "truncation": None, "padding": None}
+        return _library(orjson.dumps(self._state | plain))
 
     @cached_property
     def digest(self) -> str:

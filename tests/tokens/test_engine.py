@@ -205,6 +205,16 @@ def test_a_tokenizer_that_adds_to_a_text_is_refused(tok):
         tokenizer.Tokenizer(json.dumps(state))
 
 
+def test_the_same_text_gives_the_same_ids(tok, sources):
+    """A file may ask for random encodings, for cut ones and for padding; records would not come out the same."""
+    state = json.loads(tok.full.to_str())
+    state["model"]["dropout"] = 0.5
+    state["truncation"] = {"max_length": 8, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    other = tokenizer.Tokenizer(json.dumps(state))
+    assert other.engine == "tokenizers" and "dropout" in other.why
+    assert other.encode_ordinary(sources[0]) == tok.encode_ordinary(sources[0])
+
+
 def test_a_control_token_that_text_becomes_is_refused(tok):
     """A piece with the name and the id of a control token, which the library finds as a whole word."""
     state = json.loads(tok.full.to_str())
