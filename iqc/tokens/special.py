@@ -1,4 +1,4 @@
-"""The control tokens of the released checkpoints, in their order, and the ids they get in a vocabulary of any size.
+"""The control tokens of the released checkpoints, in their order; they follow the pieces of a vocabulary of any size.
 
 The released vocabulary has 76,800 rows: 75,858 pieces, then these 22 tokens, then 920 rows that no token uses.
 Any other size has no unused rows: pieces + control tokens == vocabulary size.
@@ -36,9 +36,3 @@ def pieces(vocab_size: int) -> int:
             remedy=f"use at least {BYTES + len(CONTROL)}",
         )
     return count
-
-
-def special_ids(vocab_size: int) -> dict[str, int]:
-    """Control token -> id, in the released order: 75,858 and on for the released size, else the last ids."""
-    first = pieces(vocab_size)
-    return {token: first + index for index, token in enumerate(CONTROL)}

@@ -11,7 +11,7 @@ from iqc.streams.lineage import Input, Stage, lineage_of
 from iqc.streams.stage import Record
 from iqc.syntax.languages import language_of_record
 from iqc.tokens.chat import chat_segments
-from iqc.tokens.render import kind_of, render
+from iqc.tokens.render import KINDS, kind_of, render
 from iqc.tokens.segments import Segment
 from iqc.tokens.split import Split
 
@@ -59,15 +59,14 @@ class Texts:
 
 
 def _segments(record: Record) -> list[Segment]:
-    """All that a record says, once: of a pair the prompt and both answers, of a tree the nodes."""
+    """All that a record says, once: of a pair the prompt and both answers, of a tree the nodes. Nothing of a
+    conversation without messages, which `iqc pack` drops."""
     kind = kind_of(record)
-    if kind == "tree":
-        return chat_segments(record | {"messages": record["nodes"]})
-    if kind == "preference":
-        parts = [record[name] for name in ("prompt", "chosen", "rejected")]
-        said = [[{"role": "user", "content": part}] if isinstance(part, str) else part for part in parts]
-        return [segment for part in said for segment in chat_segments(record | {"messages": part})]
-    return render(record).segments
+    if kind not in ("chat", "preference", "tree"):
+        return render(record).segments
+    parts = [record[name] for name in KINDS[kind]]
+    said = [[{"role": "user", "content": part}] if isinstance(part, str) else part for part in parts]
+    return [segment for part in said if part != [] for segment in chat_segments(record | {"messages": part})]
 
 
 def lineage(made: "Tokenizer", texts: Texts, inputs: list[Input], limits: dict) -> dict:

@@ -12,7 +12,7 @@ library where it is not: see iqc.tokens.engine.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,10 +119,6 @@ class Tokenizer:
     def encode_by_library(self, text: str) -> list[int]:
         """The same ids by the tokenizers library, as Transformers has them."""
         return self._plain.encode(text, add_special_tokens=False).ids
-
-    def encode_ordinary_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode_ordinary` of each text."""
-        return [self.encode_ordinary(text) for text in texts]
 
     def bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of the ids, control tokens by name; a row of the vocabulary that no token uses has none.

@@ -41,8 +41,15 @@ def test_pairs_and_trees_say_each_thing_once_and_an_answer_both_ways():
     for record, said in (({"id": "p", "prompt": "is it", **answers}, ["is it", "yes", "no"]), (tree, ["why", "so"])):
         found = "".join(Texts([record]))
         assert [found.count(word) for word in said] == [1] * len(said)
-    with pytest.raises(BadRecord, match="messages"):
-        list(Texts([{"id": "p", "prompt": 1, "chosen": [], "rejected": []}]))
+    for part in (1, None, {}, ["x"]):
+        with pytest.raises(BadRecord, match="messages"):
+            list(Texts([{"id": "p", "prompt": part, "chosen": [], "rejected": []}]))
+    empty = [
+        {"id": "c", "messages": []},
+        {"id": "p", "prompt": "", "chosen": [], "rejected": []},
+        {"id": "t", "nodes": []},
+    ]
+    assert list(Texts(empty)) == list(Texts([{"id": "c", "messages": [{"role": "user", "content": ""}]}]))
 
 
 def test_limits_are_of_all_text_and_of_a_language():
