@@ -54,6 +54,7 @@ class PackStats:
     samples: int = 0
     rows: int = 0
     longest: int = 0  # tokens of the longest row
+    tries: int = 0  # rows with a trie, which not every trainer takes
     tokens: int = 0  # in rows
     learnt: int = 0  # tokens in rows with a loss weight above 0
     split: int = 0  # documents cut because they are longer than a row
@@ -254,9 +255,10 @@ class Packer:
             parents = np.concatenate([chains(row.lengths) if row.parents is None else row.parents for row in rows])
         at = 0
         for piece in b.pieces:
-            self.stats.by_kind[piece.kind] += piece.size
-            self.stats.learnt_by_kind[piece.kind] += int(np.count_nonzero(loss[at : at + piece.size]))
-            at += piece.size
+            size = piece.size
+            self.stats.by_kind[piece.kind] += size
+            self.stats.learnt_by_kind[piece.kind] += int(np.count_nonzero(loss[at : at + size]))
+            at += size
         record = encode_sequence(
             id=f"{self.stats.rows:08d}-{name}",
             ids=ids,
@@ -266,6 +268,7 @@ class Packer:
             parents=parents,
         )
         self.stats.rows += 1
+        self.stats.tries += parents is not None
         self.stats.tokens += self.context - b.room
         self.stats.longest = max(self.stats.longest, self.context - b.room)
         self.stats.learnt += int(np.count_nonzero(loss))

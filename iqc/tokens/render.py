@@ -51,7 +51,6 @@ KINDS = {
     "repository": ("repo", "files"),
     "document": ("text",),
 }
-_FIELDS = {kind: frozenset(fields) for kind, fields in KINDS.items()}
 
 
 @dataclass(slots=True)
@@ -67,8 +66,8 @@ class Sample:
 
 def kind_of(record: Record) -> str:
     """The kind of a record by its fields. Raises BadRecord, naming the fields, when no kind has them."""
-    for kind, fields in _FIELDS.items():
-        if fields <= record.keys():
+    for kind, fields in KINDS.items():
+        if fields[-1] in record and all(field in record for field in fields):  # the last is the rarest
             return kind
     raise BadRecord(
         f"a record of unknown kind, with the fields {', '.join(sorted(record)) or '(none)'}",

@@ -12,7 +12,7 @@ from iqc.tokens.tokenizer import Tokenizer, load
 from iqc.tokens.upsample import Upsampling
 
 Reduce = Callable[[Iterator[Encoded]], Iterator[Record | Dropped]]
-NUMBERS = ("tokens", "learnt", "longest", "split", "cut", "pieces", "tails")  # of PackStats, for the summary
+NUMBERS = ("tokens", "learnt", "longest", "tries", "split", "cut", "pieces", "tails")  # of PackStats, for the summary
 
 
 def tokenise_stage(tokenizer: str | Tokenizer, **options: Any) -> Transform:

@@ -17,6 +17,7 @@ nothing_to_learn     the weight of every token that has one before it is 0 (`pat
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -113,8 +114,16 @@ def encode_documents(documents: list[tuple[str, list[Segment]]], tokenizer: Toke
 def encode(tokenizer: Tokenizer, segment: Segment) -> NDArray[np.uint32]:
     """The tokens of one segment. Raises BadRecord for a lone surrogate."""
     if segment.is_control:
-        return np.array([tokenizer.control[segment.value]], np.uint32)
+        return _one(tokenizer.control[segment.value])
     return tokenizer.encode_array(segment.value)
+
+
+@cache
+def _one(number: int) -> NDArray[np.uint32]:
+    """An array of one token, which is not to be written to: a chat has a dozen of them a turn."""
+    found = np.array([number], np.uint32)
+    found.flags.writeable = False
+    return found
 
 
 def line_ends(tokenizer: Tokenizer) -> NDArray[np.bool_]:

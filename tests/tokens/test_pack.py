@@ -88,6 +88,7 @@ def test_every_token_is_in_one_row_once_and_in_order(shapes, context, asked):
     assert stats.pieces == len(parts)
     assert stats.tails == sum(pieces[name].size for name in parts if not name.endswith("#0"))
     assert stats.split == sum(one.row.tokens.size > context for one in samples)
+    assert stats.tries == sum(row.parents is not None for row in decoded)
     assert stats.longest == max((row.tokens.size for row in decoded), default=0)
     assert stats.fill == (stats.tokens / (context * stats.rows) if rows else 0)
     assert len({row["id"] for row in rows}) == len(rows)
