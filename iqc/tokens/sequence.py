@@ -68,6 +68,8 @@ def decode_sequence(record: Record) -> Row:
     loss = np.frombuffer(raw, "u1" if len(raw) == tokens.size else "<f4")
     if total and any(map(loss.item, accumulate(sizes[:-1], initial=0))):
         raise BadRecord("a sequence with a loss on the first token of a document", remedy="pack the samples again")
+    if loss.dtype != np.uint8 and not ((loss >= 0) & (loss < np.inf)).all():
+        raise BadRecord("a sequence with a loss that is negative or no number", remedy="pack the samples again")
     parents = _parents(record, lengths) if "parents" in record else None
     return Row(tokens, lengths, loss, ids, parents)
 

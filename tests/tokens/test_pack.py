@@ -214,6 +214,12 @@ def test_a_loss_on_the_first_token_of_a_document_is_refused():
         decode_sequence(record_of(sample(0, 2).row) | {"loss": "AQE="})
 
 
+@pytest.mark.parametrize("weight", [-1, np.nan, np.inf])
+def test_a_loss_that_is_no_weight_is_refused(weight):
+    with pytest.raises(BadRecord, match="negative or no number"):
+        decode_sequence(record_of(sample(0, 3, weight=weight).row))
+
+
 @pytest.mark.parametrize(
     "parents", [[-1, 0, 1], [-1, 0, 2, 1], [-1, -1, 0, 1], [0, 0, 1, 2], [-2, 0, 1, 2], [-1, 1, 1, 2]]
 )

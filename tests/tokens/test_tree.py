@@ -192,3 +192,11 @@ def test_a_deep_tree(tok):
     nodes = [{"id": n, "parent": n - 1 if n else None, "role": roles[n % 2], "content": "a"} for n in range(3000)]
     rows, _ = made({"id": "t", "nodes": nodes}, tok, trees="trie")
     assert len(rows) == 1 and rows[0].loss.sum() == 2 * 1500
+
+
+def test_weights_that_paths_add_up_beyond_float32_are_refused(tok):
+    nodes = [LINEAR[0], LINEAR[1] | {"loss": 3e38}, *(LINEAR[3] | {"id": n, "parent": "b"} for n in "xy")]
+    record = {"id": "t", "nodes": nodes}
+    assert list(samples(record, tok, Options(trees="trie")))
+    with pytest.raises(BadRecord, match=r"6e\+38 for what paths share"):
+        list(samples(record, tok, Options(trees="trie", shared="each")))
