@@ -106,7 +106,7 @@ def _row(name: str, group: list[_Path], stretches: list[_Stretch], seen: set[int
     each = {n: stretches[n].weight * (count if shared == "each" else n not in seen) for n, count in uses.items()}
     seen.update(uses)
     heaviest = max(each.values())
-    if heaviest > np.finfo(np.float32).max:
+    if heaviest > float(np.finfo(np.float32).max):
         raise BadRecord(f"a weight of {heaviest:g} for what paths share", remedy="use weights within float32")
     loss = np.repeat(np.array([each[n] for n in uses], np.float32), sizes)
     loss[0] = 0
