@@ -299,9 +299,12 @@ def identity_factory() -> Transform:
     return keep
 
 
-def read_records(source: StreamInput, skip_bad: bool = False) -> Iterator[Record]:
-    """All records of streams, in order, for sinks; afterwards `source.results()` is what lineage says of them."""
-    work = Work(identity_factory, values=True, stop_at_error=not skip_bad)
+def read_records(
+    source: StreamInput, skip_bad: bool = False, factory: Callable[[], Transform] = identity_factory
+) -> Iterator[Any]:
+    """All records of streams, in order, for sinks, or what a transform makes of them; a bad one is named by file and
+    line. Afterwards `source.results()` is what lineage says of them."""
+    work = Work(factory, values=True, stop_at_error=not skip_bad)
     job = Job(Stage("read", __version__), Settings(jobs=1), work)
     for result in checked(ordered_map(source.chunks(), work, 1, source.digest_input), job, source, Counter()):
         yield from result.values

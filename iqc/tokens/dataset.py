@@ -8,7 +8,7 @@ of several rows) has no such table: it is read whole and its rows are held in me
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -36,26 +36,38 @@ MAX_HELD = 1 << 31  # tokens in memory: about 4 GB
 class Held:
     """The rows of an input that cannot be read in any order, compressed in memory: at most MAX_HELD tokens in all."""
 
-    def __init__(self, name: str, records: Iterable[Record], room: int) -> None:
+    def __init__(self, name: str, source: StreamInput, room: int) -> None:
         """`room`: how many tokens may be held, what other inputs hold taken off."""
         self.name = name
         self.tokens = 0
         self._frames: list[bytes] = []
-        for record in records:
-            self.tokens += decode_sequence(record).tokens.size
+        for tokens, frame in read_records(source, factory=lambda: held):
+            self.tokens += tokens
             if self.tokens > room:
                 raise IqcError(
                     f"training rows of more than {MAX_HELD} tokens, which are held in memory",
                     where=name,
                     remedy="give the file or the directory that `iqc pack -o` writes: that is read in place",
                 )
-            self._frames.append(compress(dump(record), 1, ROW_LEVEL).data)
+            self._frames.append(frame)
 
     def __len__(self) -> int:
         return len(self._frames)
 
     def ask(self, number: int) -> Callable[[], bytes]:
         return partial(self._frames.__getitem__, number)
+
+
+def held(record: Record) -> Iterator[tuple[int, bytes]]:
+    """A row's tokens, how many, and its frame."""
+    yield row_of(record).tokens.size, compress(dump(record), 1, ROW_LEVEL).data
+
+
+def row_of(record: Record) -> Row:
+    """The arrays of a record. Raises BadRecord when it is no row that can be trained on."""
+    if "parents" in record:
+        raise BadRecord("a trie (a row with `parents`), which is not trained on", remedy=TRIE)
+    return decode_sequence(record)
 
 
 class Shard:
@@ -111,10 +123,7 @@ class Dataset:
                 data = frame()
                 if zstandard.frame_content_size(data) > MAX_FRAME:
                     raise zstandard.ZstdError("too large")
-                record = parse(decompressor.decompress(data, allow_extra_data=False))
-                if "parents" in record:
-                    raise BadRecord("a trie (a row with `parents`), which is not trained on", remedy=TRIE)
-                yield decode_sequence(record)
+                yield row_of(parse(decompressor.decompress(data, allow_extra_data=False)))
             except zstandard.ZstdError as error:
                 raise IqcError(f"a damaged frame ({error})", where=self.place(index), remedy=DAMAGED) from None
             except BadRecord as error:
@@ -140,9 +149,9 @@ def open_dataset(names: list[str], max_held: int = MAX_HELD) -> tuple[Dataset, l
         found, item = _in_place(name, files)
         if item is None:
             source = StreamInput([name] if name else [])
-            held = Held(shown(name or "-"), read_records(source), max_held)
-            max_held -= held.tokens
-            found, (item,) = [held], source.results()
+            rows = Held(shown(name or "-"), source, max_held)
+            max_held -= rows.tokens
+            found, (item,) = [rows], source.results()
         parts += found
         inputs.append(item)
     return Dataset(parts, files), inputs

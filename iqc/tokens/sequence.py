@@ -111,5 +111,7 @@ def _unpack(record: Record, field: str, dtype: str) -> NDArray:
 def _bytes(record: Record, field: str) -> bytes:
     try:
         return binascii.a2b_base64(record[field], strict_mode=True)
-    except (KeyError, TypeError, ValueError, binascii.Error):
+    except KeyError:
+        raise BadRecord(f"no sequence record: it has no {field}", remedy="give the output of `iqc pack`") from None
+    except (TypeError, ValueError, binascii.Error):
         raise BadRecord(f"{field} is not base64", remedy="give a sequence record, as `iqc pack` writes it") from None

@@ -27,7 +27,7 @@ from iqc.model.decoder import Decoder, Recompute
 from iqc.model.fold import fold
 from iqc.streams.lineage import Input, Stage, lineage_of
 from iqc.streams.runner import Counts, Settings, report
-from iqc.tokens.dataset import Dataset, open_dataset
+from iqc.tokens.dataset import TRIE, Dataset, open_dataset
 from iqc.tokens.loader import Batch, Limits, batches, in_order
 from iqc.tokens.special import EOS, PAD
 from iqc.tokens.tokenizer import Tokenizer
@@ -136,15 +136,32 @@ def check_rows(inputs: list[Input], limits: Limits) -> None:
 
     Rows of which it tells nothing are checked when they are read.
     """
-    for item in inputs:
-        counts = item.lineage["stages"][item.lineage["stage"]]["counts"] if item.lineage else {}
+    packed = [node["counts"] for item in inputs for node in packings(item)]
+    for counts in packed:
         if counts.get("longest", 0) > limits.context:
             raise IqcError(
                 f"rows of {counts['longest']} tokens for a context of {limits.context}",
                 remedy=f"iqc pack --context {limits.context}",
             )
-        if counts.get("learnt") == 0:
-            raise IqcError("rows without a token to learn", remedy="look at the loss of the records that were packed")
+        if counts.get("tries"):
+            raise IqcError("rows with tries, which are not trained on", remedy=TRIE)
+    if packed and all(counts.get("learnt") == 0 for counts in packed):
+        raise IqcError("rows without a token to learn", remedy="look at the loss of the records that were packed")
+
+
+def packings(item: Input) -> Iterator[dict]:
+    """The stages that packed the rows of an input, as its lineage has them: those of a mixture are several.
+
+    What came before a packing is left out: a model that wrote the text may have had another tokenizer.
+    """
+    stages = item.lineage["stages"] if item.lineage else {}
+    names = [item.lineage["stage"]] if item.lineage else []
+    for name in names:
+        if stages[name]["command"] == "pack":
+            yield stages[name]
+        else:
+            before = [source["stage"] for source in stages[name]["inputs"] if "stage" in source]
+            names += [stage for stage in before if stage not in names]
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[list[int]], torch.Tensor]:
@@ -355,11 +372,10 @@ def run_train(
 
 def check_tokenizer(inputs: list[Input], digest: str) -> None:
     """The sequences must have been packed with this tokenizer, where their lineage tells."""
-    for item in inputs:
-        for node in item.lineage["stages"].values() if item.lineage else ():
-            packed_with = node["options"].get("tokenizer", digest) if node["command"] == "pack" else digest
-            if packed_with != digest:
-                raise IqcError(
-                    f"sequences packed with tokenizer {packed_with[:12]}, the model's is {digest[:12]}",
-                    remedy="pack them again with the tokenizer of the model",
-                )
+    for node in (node for item in inputs for node in packings(item)):
+        packed_with = node["options"].get("tokenizer", digest)
+        if packed_with != digest:
+            raise IqcError(
+                f"sequences packed with tokenizer {packed_with[:12]}, the model's is {digest[:12]}",
+                remedy="pack them again with the tokenizer of the model",
+            )

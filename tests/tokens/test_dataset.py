@@ -192,9 +192,14 @@ def test_what_is_no_row_is_named(tmp_path, rows_of, write_rows, make_stream):
         with found, pytest.raises(BadRecord, match=match) as caught:
             list(found.rows(np.arange(3)))
         assert caught.value.where == f"{tmp_path / name}:2" and caught.value.remedy
+        plain = tmp_path / f"{name}.jsonl"
+        plain.write_bytes(b"\n".join([dump(good[0]), b"", dump(record)]) + b"\n")  # read when it is opened
+        with pytest.raises(BadRecord, match=match) as caught:
+            open_dataset([str(plain)])
+        assert caught.value.where == f"{plain}:3" and caught.value.remedy
     make_stream(tmp_path / "other", [{"id": "x", "text": "no row"}], per_frame=1)
     found, _ = open_dataset([str(tmp_path / "other")])
-    with found, pytest.raises(BadRecord, match="tokens is not base64"):
+    with found, pytest.raises(BadRecord, match="no sequence record: it has no tokens"):
         list(found.rows(np.arange(1)))
 
 

@@ -14,14 +14,14 @@ from iqc.model.checkpoint import load_model
 from iqc.model.config import PRESETS, ModelConfig
 from iqc.model.decoder import Decoder
 from iqc.streams.container import read_index
-from iqc.streams.lineage import checked_lineage
+from iqc.streams.lineage import Input, checked_lineage
 from iqc.streams.reader import Source
 from iqc.streams.runner import Settings, identity_factory, run_stage
 from iqc.tokens.dataset import Dataset
-from iqc.tokens.loader import Batch
+from iqc.tokens.loader import Batch, Limits
 from iqc.tokens.order import row_indices
 from iqc.train.run import find_checkpoint, read_metrics
-from iqc.train.trainer import CLIP, make_optimizer, update
+from iqc.train.trainer import CLIP, check_rows, check_tokenizer, make_optimizer, update
 
 
 def batch(rows=6, width=20, vocabulary=50):
@@ -164,6 +164,28 @@ def test_a_damaged_row_ends_the_run_at_its_update_by_name(room, tmp_path):
     with pytest.raises(IqcError, match=rf"rows\.zst:{number + 1}: a damaged frame"):
         room.train(tmp_path / "run", data=data)
     assert len(read_metrics(tmp_path / "run")) == 1
+
+
+def test_lineage_tells_before_a_row_is_read():
+    """Of what was packed and mixed; not of what was packed to train the model that wrote the text."""
+
+    def rows(**counts):
+        older = {"command": "pack", "options": {"tokenizer": "older"}, "counts": {"longest": 999}, "inputs": []}
+        written = {"command": "generate", "options": {}, "counts": {}, "inputs": [{"stage": "older"}]}
+        pack = {"command": "pack", "options": {"tokenizer": "ours"}, "inputs": [{"stage": "written"}]}
+        other = pack | {"counts": {"longest": 8, "learnt": 5}}
+        mix = {"command": "mix", "options": {}, "counts": {}, "inputs": [{"stage": "pack"}, {"stage": "other"}]}
+        stages = {"older": older, "written": written, "pack": pack | {"counts": counts}, "other": other, "mix": mix}
+        return [Input("sha256:", lineage={"stage": "mix", "stages": stages}), Input(None)]
+
+    limits = Limits(64, 400, 0)
+    check_rows(rows(longest=64, learnt=0), limits)
+    check_tokenizer(rows(), "ours")
+    for match, counts in (("rows of 65 tokens", {"longest": 65}), ("tries", {"tries": 1})):
+        with pytest.raises(IqcError, match=match):
+            check_rows(rows(**counts), limits)
+    with pytest.raises(IqcError, match="packed with tokenizer ours"):
+        check_tokenizer(rows(), "another")
 
 
 def test_refusals(room, made, tmp_path):
