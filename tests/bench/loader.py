@@ -53,7 +53,7 @@ START = """
 import sys, time
 from pathlib import Path
 from iqc.tokens.dataset import open_dataset
-from iqc.tokens.loader import Limits, assemble
+from iqc.tokens.loader import Limits, batches
 started, processor = time.perf_counter(), time.process_time()
 dataset, _ = open_dataset([sys.argv[1]])
 opened = time.perf_counter()
