@@ -114,7 +114,11 @@ def find_finished(directory: Path, made_by: dict, sides: list[str | None]) -> di
     finished = {}
     for path in sorted(directory.glob("part-*.jsonl.zst")):
         index = read_index(str(path))
-        lineage = index.lineage if index else {}
+        if index is None:
+            raise IqcError(
+                "not a whole stream: it was cut or altered", where=str(path), remedy="remove it, and it is made again"
+            )
+        lineage = index.lineage
         shard = lineage.get("shard", {})
         if shard.get("made_by") != made_by or None in made_by["input"]:
             changes = differences(shard.get("made_by") or {}, made_by)

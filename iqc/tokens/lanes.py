@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from iqc.errors import IqcError
 from iqc.streams.container import Frame, compress
 from iqc.streams.reader import Chunk
 from iqc.streams.writer import dump
@@ -63,7 +64,8 @@ class Spill:
     """A temporary file of frames that no name leads to, so that nothing stays of it, however the process ends."""
 
     def __init__(self, directory: str | None):
-        self.file = tempfile.TemporaryFile(dir=directory, prefix=".iqc-mix-")  # noqa: SIM115
+        self.place = directory or tempfile.gettempdir()
+        self.file = tempfile.TemporaryFile(dir=self.place, buffering=0)  # noqa: SIM115
         self.end = 0
         self.pending: dict[str, tuple[Lane, list[bytes], list[int]]] = {}
         self.text: dict[str, int] = {}  # bytes pending
@@ -85,13 +87,21 @@ class Spill:
     def finish(self) -> None:
         for key in list(self.pending):
             self._write(key)
-        self.file.flush()
 
     def _write(self, key: str) -> None:
         lane, lines, sizes = self.pending.pop(key)
         text = b"\n".join([*lines, b""])
         frame: Frame = compress(text, len(lines))
-        self.file.write(frame.data)
+        view = memoryview(frame.data)
+        try:
+            while view:
+                view = view[self.file.write(view) :]
+        except OSError as error:
+            raise IqcError(
+                f"the temporary copy of sources cannot be written: {error.strerror}",
+                where=self.place,
+                remedy="it is as large as they are, compressed: free some space, or name an -o where there is some",
+            ) from None
         name = f"/dev/fd/{self.file.fileno()}"
         chunk = Chunk(0, name, offset=self.end, compressed=len(frame.data), records=len(lines))
         self.end += len(frame.data)

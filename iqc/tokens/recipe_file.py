@@ -63,7 +63,10 @@ class RecipeFile:
         for number, phase in enumerate(table.pop("phase", []), 1):
             recipe.phases.append(self._phase(phase, number, recipe))
         if "total" in table:
-            table["total"] = amount_of(str(table["total"]))
+            try:
+                table["total"] = amount_of(str(table["total"]))
+            except UsageError as error:
+                raise self._wrong("", "total", f"is {table['total']!r}", error.remedy or "") from None
         for key, value in table.items():
             setattr(recipe, key, value)
         return recipe, paths
@@ -89,6 +92,10 @@ class RecipeFile:
         if "share" not in known:
             raise self._wrong(place, "", "needs a share", "share = 0.5")
         phase = Phase(**known)
+        for name in phase.weights:
+            if name in recipe.wishes and recipe.wishes[name].replay is not None:
+                what = f'names "{name}", which replays: its share is the same in every phase'
+                raise self._wrong(place, "weights", what, "leave it out, or give the source a weight")
         bands = recipe.difficulty.bands if recipe.difficulty else []
         for key, names, allowed in (("weights", phase.weights, recipe.wishes), ("difficulty", phase.difficulty, bands)):
             for name in names:

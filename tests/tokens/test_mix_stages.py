@@ -15,7 +15,7 @@ from iqc.errors import IqcError
 from iqc.streams.container import read_index
 from iqc.streams.reader import lineage_at
 from iqc.streams.runner import Settings, StreamInput, read_records
-from iqc.tokens import mix_stages
+from iqc.tokens import lanes, mix_stages
 from iqc.tokens.recipe import Difficulty, Phase, Recipe, Wish
 from iqc.tokens.sequence import decode_sequence
 
@@ -328,3 +328,12 @@ def test_a_mixture_is_repeated_with_ids_of_its_own(mixed, tmp_path, parted):
         assert len(records) == 2 * len(once)
         stems = Counter(record["id"].partition("#")[0] for record in records)
         assert stems == {f"c-{number}": 6 for number in range(40)}
+
+
+def test_a_full_disk_is_said_with_its_place(tmp_path):
+    with lanes.Spill(str(tmp_path)) as spill, open("/dev/full", "wb", buffering=0) as full:
+        spill.add(lanes.Lane("a"), b"{}", 1)
+        spill.file.close()
+        spill.file = full
+        with pytest.raises(IqcError, match=f"{tmp_path}: the temporary copy of sources cannot be written: No space"):
+            spill.finish()
