@@ -2,7 +2,7 @@
 
 The fit minimises the Huber loss of log predicted - log measured (Hoffmann et al. 2022, section D.2) from many random
 starts, by a trust region method with bounds and the exact Jacobian (scipy.optimize.least_squares), which needs tens of
-steps where L-BFGS needs hundreds.
+steps where L-BFGS needs over a hundred.
 
 Intervals are percentiles of a bootstrap over runs. Each draw weights every run by an exponential variate (Rubin 1981,
 the Bayesian bootstrap) instead of drawing runs with replacement: no draw loses all runs of a language, and none has
