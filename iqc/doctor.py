@@ -55,6 +55,7 @@ NEEDED = {
     "zstandard": ("zstandard", "streams"),
     "numpy": ("numpy", "packed sequences"),
     "datasketch": ("datasketch", "dedup"),
+    "pybase64": ("pybase64", "training rows"),
     "scipy": ("scipy", "mix --law"),
     "resiliparse": ("resiliparse.extract.html2text", "crawl-clean of web archives"),
     "tree-sitter": ("tree_sitter", "syntax"),

@@ -8,12 +8,12 @@ token before it on its path, -1 for the first. A token sees those on its path, a
 document that is no trie the parent is the token before. A row without tries has no `parents`.
 """
 
-import base64
 import binascii
 from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
+import pybase64
 from numpy.typing import NDArray
 
 from iqc.errors import BadRecord
@@ -96,7 +96,7 @@ def _parents(record: Record, lengths: NDArray) -> NDArray[np.int32]:
 
 
 def _pack(array: NDArray, dtype: str) -> str:
-    return base64.b64encode(array.astype(dtype, copy=False).tobytes()).decode("ascii")
+    return pybase64.b64encode_as_string(array.astype(dtype, copy=False).tobytes())
 
 
 def _unpack(record: Record, field: str, dtype: str) -> NDArray:
@@ -110,7 +110,7 @@ def _unpack(record: Record, field: str, dtype: str) -> NDArray:
 
 def _bytes(record: Record, field: str) -> bytes:
     try:
-        return binascii.a2b_base64(record[field], strict_mode=True)
+        return pybase64.b64decode(record[field], validate=True)
     except KeyError:
         raise BadRecord(f"no sequence record: it has no {field}", remedy="give the output of `iqc pack`") from None
     except (TypeError, ValueError, binascii.Error):
