@@ -48,6 +48,10 @@ _CONTENT = {
     "pull": ("patch",),
 }
 _MESSAGES = {"chat": ("messages",), "tree": ("nodes",), "preference": ("prompt", "chosen", "rejected")}
+# The losses of a document all of which is learnt, but its first token: they are a view of this one.
+LEARNT = np.ones(1 << 20, np.uint8)
+LEARNT[0] = 0
+LEARNT.flags.writeable = False
 CONTROL_IN_TEXT = re.compile("<(?:" + "|".join(re.escape(token.removeprefix("<")) for token in CONTROL) + ")")
 
 
@@ -98,12 +102,12 @@ def encode_documents(documents: list[tuple[str, list[Segment]]], tokenizer: Toke
         found = [encode(tokenizer, segment) for segment in segments]
         sizes = [part.size for part in found]
         given = [segment.weight for segment in segments]
-        if given.count(1.0) == len(given):
-            loss = np.ones(sum(sizes), np.uint8)
+        if given.count(1.0) == len(given) and sum(sizes) <= LEARNT.size:
+            loss = LEARNT[: sum(sizes)]
         else:
             binary = all(weight in (0.0, 1.0) for weight in given)
             loss = np.repeat(np.array(given, np.uint8 if binary else np.float32), sizes)
-        loss[:1] = 0  # nothing comes before it
+            loss[:1] = 0  # nothing comes before it
         parts += found
         weights.append(loss)
         lengths.append(sum(sizes))
