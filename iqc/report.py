@@ -22,8 +22,7 @@ from iqc.streams.inspect import lineage_text
 from iqc.streams.runner import StreamInput, read_records
 from iqc.streams.stage import Record
 from iqc.tokens import mix_report
-
-COLOURS = ("#1f6feb", "#d1570b", "#1a7f37", "#8250df", "#bf3989", "#57606a")
+from iqc.tokens.mix_report import COLOURS
 
 
 @dataclass(slots=True)

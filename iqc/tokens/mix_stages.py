@@ -30,9 +30,9 @@ from iqc.streams.shards import find_finished, prepare, publish
 from iqc.streams.worker import Work
 from iqc.streams.writer import ROW, ROW_LEVEL, AtomicFile
 from iqc.tokens.lanes import LEAST_WINDOW, WINDOWS, Lane, Queue, Spill
-from iqc.tokens.mix import curves, turns
+from iqc.tokens.mix_plan import Plan, plan
+from iqc.tokens.mix_schedule import curves, turns
 from iqc.tokens.mix_sources import Sources
-from iqc.tokens.mixture import Plan, plan
 from iqc.tokens.recipe import Recipe
 
 MARKS = 50  # places in the output, evenly, at which the summary says what each lane has given

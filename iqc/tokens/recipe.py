@@ -101,7 +101,10 @@ class Recipe:
             raise UsageError("languages and a temperature of languages", remedy="leave one of them out")
         if any(phase.difficulty for phase in self.phases) and not self.difficulty:
             raise UsageError("a phase has shares of difficulty", remedy="add [difficulty] with the field of the score")
-        if not any(wish.weight != 0 for wish in self.wishes.values()):
+        wanted = [wish for wish in self.wishes.values() if wish.weight != 0]
+        if wanted and all(wish.replay is not None for wish in wanted):
+            raise UsageError("replay alone: it is a share of what else is given", remedy="name another source, too")
+        if not wanted:
             raise UsageError("no source has a weight above 0", remedy="give one a weight")
         return self
 

@@ -153,6 +153,7 @@ def test_a_published_mixture_of_small_streams(repo, iqc, make_stream, tmp_path):
         (Recipe({"a": Wish(1)}, temperature=2.0), "a temperature and weights"),
         (Recipe({"a": Wish(0)}), "no source has a weight above 0"),
         (Recipe({"a": Wish(epochs=1, languages={"go": 1})}), "languages without a weight"),
+        (Recipe({"a": Wish(replay=0.1), "b": Wish(0)}), "replay alone"),
         (Recipe({"a": Wish()}, languages={"go": 0}), "the shares of all languages are 0"),
         (Recipe({"a": Wish()}, languages={"go": 1}, language_temperature=2.0), "a temperature of languages"),
         (Recipe({"a": Wish()}, phases=[Phase(1, difficulty={"easy": 1})]), "a phase has shares of difficulty"),

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from iqc.errors import IqcError, UsageError
 from iqc.tokens.lanes import Lane
-from iqc.tokens.mix import curves, turns
-from iqc.tokens.mixture import plan
+from iqc.tokens.mix_plan import plan
+from iqc.tokens.mix_schedule import curves, turns
 from iqc.tokens.recipe import REST, Difficulty, Phase, Recipe, Wish
 from iqc.tokens.shares import fit_margins
 
@@ -75,7 +75,8 @@ def test_lanes_that_end_stay_within_one_record_of_their_curves(mixture, draw):
         one.amount = sum(sizes[-1])
     try:
         made = plan(recipe, lanes)
-    except IqcError:
+    except IqcError as error:
+        assert "is empty" in error.what or "epochs; allowed are" in error.what
         return
     taken, given = [0] * len(lanes), [0] * len(lanes)
     largest, wanted, total = max(map(max, sizes)), curves(made.phases), made.total
@@ -165,3 +166,8 @@ def test_phases_weigh_bands_and_leave_records_without_a_score_alone():
 def test_replay_leaves_something_for_the_others():
     with pytest.raises(UsageError, match="leave nothing"):
         plan(Recipe({"a": Wish(1), "b": Wish(replay=1.0)}), [lane("a", 1), lane("b", 1)])
+
+
+def test_no_source_is_given_more_often_than_is_allowed():
+    made = plan(Recipe({"a": Wish(), "b": Wish(epochs=2)}, max_epochs=0.5), [lane("a", 60), lane("b", 60)])
+    assert totals(made) == [300, 1200]

@@ -64,8 +64,10 @@ def completed(recipe: Recipe, lanes: Sequence[Lane]) -> Recipe:
     plain = all(wish.weight is None and wish.replay is None for wish in wishes.values())
     parted = any(recipe.parted_by_language(name) for name in wishes)
     if plain and not parted and recipe.total is None and recipe.temperature is None:
-        once = {name: 1.0 if wish.epochs is None else wish.epochs for name, wish in wishes.items()}
-        wishes = {name: replace(wish, epochs=once[name]) for name, wish in wishes.items()}
+        wishes = {
+            name: replace(wish, epochs=min(most_epochs(wish, recipe), wish.epochs or 1.0))
+            for name, wish in wishes.items()
+        }
     phases = recipe.phases
     if not phases and recipe.difficulty:
         parts = {band: sum(lane.amount for lane in lanes if lane.band == band) for band in recipe.difficulty.bands}
