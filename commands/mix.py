@@ -128,9 +128,9 @@ def mix(
         return
     if alien := [name for name, value in own.items() if value is not None]:
         raise UsageError(f"--{alien[0].replace('_', '-')} goes with --law", remedy="--law fit, predict or allocate")
-    from iqc.tokens.mix_stages import mix as stage
-    from iqc.tokens.recipe import Recipe, amount_of, difficulty_of, sources_of
-    from iqc.tokens.recipe_file import RecipeFile
+    from iqc.tokens.mix.recipe import Recipe, amount_of, difficulty_of, sources_of
+    from iqc.tokens.mix.recipe_file import RecipeFile
+    from iqc.tokens.mix.stages import mix as stage
 
     asked, paths = RecipeFile(recipe).recipe() if recipe else (Recipe({}), {})
     paths = sources_of(asked, paths, settings.inputs or [])

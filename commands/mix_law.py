@@ -10,7 +10,7 @@ from iqc.errors import UsageError
 
 if TYPE_CHECKING:
     from iqc.streams.runner import Settings
-    from iqc.tokens.law_stages import Asked
+    from iqc.tokens.law.stages import Asked
 
 
 class Law(StrEnum):
@@ -76,7 +76,7 @@ GOES_WITH = {Law.fit: (*OF_LAW, "free", "synergy", "draws", "huber"), Law.predic
 def run(law: Law, asked: "Asked", settings: "Settings") -> None:
     """Tables go to standard output where no records do, else to standard error."""
     from iqc.streams.writer import write_file
-    from iqc.tokens.law_stages import allocation, fit_stage, predict_point, predict_stage
+    from iqc.tokens.law.stages import allocation, fit_stage, predict_point, predict_stage
 
     pointed = asked.size is not None or asked.budget is not None or bool(asked.shares)
     if settings.inputs and (law is Law.allocate or (law is Law.predict and pointed)):
@@ -96,7 +96,7 @@ def run(law: Law, asked: "Asked", settings: "Settings") -> None:
 
 def asked(law: Law, seed: int, options: dict[str, Any]) -> "Asked":
     """The options by name, as they were given (None: not), to what the law is asked for."""
-    from iqc.tokens.law_stages import Asked
+    from iqc.tokens.law.stages import Asked
 
     found = {name: value for name, value in options.items() if value is not None}
     for name in found:
@@ -132,7 +132,7 @@ def parts(text: str) -> list[tuple[str, str]]:
 
 def amount(name: str, text: str) -> float:
     """1e9, 500k or 1.5B."""
-    from iqc.tokens.recipe import amount_of
+    from iqc.tokens.mix.recipe import amount_of
 
     try:
         value = float(text)

@@ -21,8 +21,8 @@ from iqc.errors import IqcError
 from iqc.streams.inspect import lineage_text
 from iqc.streams.runner import StreamInput, read_records
 from iqc.streams.stage import Record
-from iqc.tokens import mix_report
-from iqc.tokens.mix_report import COLOURS
+from iqc.tokens.mix import report as mix_report
+from iqc.tokens.mix.report import COLOURS
 
 
 @dataclass(slots=True)

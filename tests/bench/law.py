@@ -31,10 +31,10 @@ from scipy.optimize import minimize
 
 sys.path.insert(0, str(REPO))
 
-from iqc.tokens.law import SCALARS, VECTORS, Law, predict, published_tau
-from iqc.tokens.law_allocate import allocate, bounds_of
-from iqc.tokens.law_fit import FREE, Runs, Space, fit, intervals, minimise, runs_of
-from iqc.tokens.law_text import fit_text
+from iqc.tokens.law.allocate import allocate, bounds_of
+from iqc.tokens.law.fit import FREE, Runs, Space, fit, intervals, minimise, runs_of
+from iqc.tokens.law.form import SCALARS, VECTORS, Law, predict, published_tau
+from iqc.tokens.law.text import fit_text
 
 NOISES = (0.003, 0.01, 0.03)  # standard deviations of log loss
 MODEL, BUDGET = 7e9, 2e11  # allocated for: larger than any run

@@ -13,7 +13,7 @@ from iqc.streams.output import shard_name
 from iqc.streams.reader import MANIFEST
 from iqc.streams.writer import AtomicFile, StreamWriter
 from iqc.tokens import tokenizer
-from iqc.tokens.law import Law
+from iqc.tokens.law.form import Law
 from iqc.tokens.sequence import encode_sequence
 
 SOURCES = [Path(module.__file__).read_text(encoding="utf-8") for module in (argparse, json.decoder, textwrap)]

@@ -15,8 +15,9 @@ from iqc.errors import IqcError
 from iqc.streams.container import read_index
 from iqc.streams.reader import lineage_at
 from iqc.streams.runner import Settings, StreamInput, read_records
-from iqc.tokens import lanes, mix_stages
-from iqc.tokens.recipe import Difficulty, Phase, Recipe, Wish
+from iqc.tokens.mix import lanes
+from iqc.tokens.mix import stages as mix_stages
+from iqc.tokens.mix.recipe import Difficulty, Phase, Recipe, Wish
 from iqc.tokens.sequence import decode_sequence
 
 LANGUAGES = ("python", "rust", "go", None)
@@ -193,7 +194,7 @@ def test_a_score_that_no_record_has_is_an_error(mixed, quantiles):
 
 
 def test_records_of_size_zero_are_not_lost(mixed, monkeypatch):
-    from iqc.tokens import mix_sources
+    from iqc.tokens.mix import sources as mix_sources
 
     monkeypatch.setattr(mix_sources, "counter", lambda by, tokenizer: lambda record: int(record["id"][-1]) % 2)
     records, counts = mixed(Recipe({"a": Wish(), "c": Wish()}, by="tokens"))

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from math import ceil, inf
 
 from iqc.errors import IqcError, UsageError
-from iqc.tokens.lanes import Lane
-from iqc.tokens.recipe import Phase, Recipe, Wish
-from iqc.tokens.shares import band_cells, language_cells, normalised, totals, weight_of
+from iqc.tokens.mix.lanes import Lane
+from iqc.tokens.mix.recipe import Phase, Recipe, Wish
+from iqc.tokens.mix.shares import band_cells, language_cells, normalised, totals, weight_of
 
 
 @dataclass(slots=True)

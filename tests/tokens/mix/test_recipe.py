@@ -3,8 +3,8 @@
 import pytest
 
 from iqc.errors import UsageError
-from iqc.tokens.recipe import Difficulty, Phase, Recipe, Wish, amount_of, difficulty_of, name_sources, sources_of
-from iqc.tokens.recipe_file import RecipeFile
+from iqc.tokens.mix.recipe import Difficulty, Phase, Recipe, Wish, amount_of, difficulty_of, name_sources, sources_of
+from iqc.tokens.mix.recipe_file import RecipeFile
 
 WHOLE = """
 by = "records"

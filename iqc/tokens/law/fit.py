@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, least_squares
 
 from iqc.errors import IqcError
-from iqc.tokens.law import SCALARS, VECTORS, Array, Law, gradients, terms
+from iqc.tokens.law.form import SCALARS, VECTORS, Array, Law, gradients, terms
 
 GROUPS = (*SCALARS, "tau", *VECTORS)
 FREE = tuple(name for name in GROUPS if name != "tau")  # as a rule tau is given: only gamma tau can be fitted

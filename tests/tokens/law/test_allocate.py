@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iqc.errors import IqcError
-from iqc.tokens.law import VECTORS, predict, terms
-from iqc.tokens.law_allocate import allocate, best_move, bounds_of, onto, residual, spread, toml
-from iqc.tokens.law_fit import fit, runs_of
+from iqc.tokens.law.allocate import allocate, best_move, bounds_of, onto, residual, spread, toml
+from iqc.tokens.law.fit import fit, runs_of
+from iqc.tokens.law.form import VECTORS, predict, terms
 
 N, D = 1e9, 2e10
 

@@ -8,9 +8,9 @@ import pytest
 
 from iqc.errors import BadRecord, IqcError, UsageError
 from iqc.streams.runner import Settings, StreamInput, read_records
-from iqc.tokens.law import predict, read_law
-from iqc.tokens.law_stages import Asked, allocation, fit_stage, point_of, predict_point, predict_stage
-from iqc.tokens.recipe_file import RecipeFile
+from iqc.tokens.law.form import predict, read_law
+from iqc.tokens.law.stages import Asked, allocation, fit_stage, point_of, predict_point, predict_stage
+from iqc.tokens.mix.recipe_file import RecipeFile
 
 LANGUAGES = ("go", "java", "rust")
 RUN = {"N": 1e8, "D": 2e9, "p": {"go": 0.5, "java": 0.5}, "loss": 1.3}

@@ -5,11 +5,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from iqc.errors import IqcError, UsageError
-from iqc.tokens.lanes import Lane
-from iqc.tokens.mix_plan import plan
-from iqc.tokens.mix_schedule import curves, turns
-from iqc.tokens.recipe import REST, Difficulty, Phase, Recipe, Wish
-from iqc.tokens.shares import fit_margins
+from iqc.tokens.mix.lanes import Lane
+from iqc.tokens.mix.plan import plan
+from iqc.tokens.mix.recipe import REST, Difficulty, Phase, Recipe, Wish
+from iqc.tokens.mix.schedule import curves, turns
+from iqc.tokens.mix.shares import fit_margins
 
 POSITIVE = st.floats(0.01, 100)
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from iqc.errors import UsageError
-from iqc.tokens.recipe import Difficulty, Phase, Recipe, Wish, amount_of, difficulty_of
+from iqc.tokens.mix.recipe import Difficulty, Phase, Recipe, Wish, amount_of, difficulty_of
 
 
 class RecipeFile:

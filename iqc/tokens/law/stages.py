@@ -17,7 +17,9 @@ import orjson
 from iqc.errors import BadRecord, IqcError, UsageError
 from iqc.streams.runner import Settings, run_stage
 from iqc.streams.stage import Record, Transform
-from iqc.tokens.law import (
+from iqc.tokens.law.allocate import allocate, bounds_of, spread, toml
+from iqc.tokens.law.fit import FREE, GROUPS, INTERVAL, Fit, Runs, fit, intervals, runs_of
+from iqc.tokens.law.form import (
     SCALARS,
     UNITS,
     VECTORS,
@@ -33,9 +35,7 @@ from iqc.tokens.law import (
     to_record,
     with_values,
 )
-from iqc.tokens.law_allocate import allocate, bounds_of, spread, toml
-from iqc.tokens.law_fit import FREE, GROUPS, INTERVAL, Fit, Runs, fit, intervals, runs_of
-from iqc.tokens.law_text import allocation_text, fit_text, prediction_text, published_text, unpublished, untold
+from iqc.tokens.law.text import allocation_text, fit_text, prediction_text, published_text, unpublished, untold
 
 POINT = '{"N": 1e8, "D": 2e9, "p": {"python": 0.5, "go": 0.5}, "loss": 1.3}: N and D above 0, shares that add up to 1'
 

@@ -26,8 +26,8 @@ from iqc.streams.runner import Counts, Job, Settings, StreamInput, checked
 from iqc.streams.stage import Dropped, Record, Transform, metadata_of, require
 from iqc.streams.worker import Result, Work
 from iqc.streams.writer import ROW, dump
-from iqc.tokens.lanes import Block, Lane, Spill, repeat_of
-from iqc.tokens.recipe import REST, Difficulty, Recipe
+from iqc.tokens.mix.lanes import Block, Lane, Spill, repeat_of
+from iqc.tokens.mix.recipe import REST, Difficulty, Recipe
 
 
 @dataclass(slots=True)

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from iqc.errors import IqcError
-from iqc.tokens.lanes import Lane
-from iqc.tokens.recipe import REST, Phase, Recipe
+from iqc.tokens.mix.lanes import Lane
+from iqc.tokens.mix.recipe import REST, Phase, Recipe
 
 K = TypeVar("K")
 MARGIN_STEPS = 10_000  # of the fit of two margins; it ends when they are met to MARGIN_ERROR

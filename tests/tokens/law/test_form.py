@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from iqc.errors import IqcError
 from iqc.streams.writer import dump
 from iqc.syntax.languages import languages
-from iqc.tokens.law import (
+from iqc.tokens.law.form import (
     SCALARS,
     VECTORS,
     drawn,

@@ -7,7 +7,7 @@ zero diagonal, is what languages gain from each other (arXiv 2512.13472; law.tom
 L is the loss on the mixture itself. N0 and D0 are the units of N and D: with exponents that differ between languages, A
 and B mean something else in other units, and no choice of them makes up for it.
 
-Here are the form with its derivatives, and law files. law_fit.py finds the parameters, law_allocate.py the best shares.
+Here are the form with its derivatives, and law files. fit.py finds the parameters, allocate.py the best shares.
 """
 
 import tomllib
@@ -129,7 +129,7 @@ def _gradients(law: Law, shares: Array, t: Terms) -> dict[str, Array]:
 @cache
 def published() -> dict[str, Any]:
     """law.toml."""
-    return tomllib.loads((files("iqc.tokens") / "law.toml").read_text(encoding="utf-8"))
+    return tomllib.loads((files("iqc.tokens.law") / "law.toml").read_text(encoding="utf-8"))
 
 
 def published_law(given: Mapping[str, float]) -> Law:

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from iqc.tokens.law import SCALARS, UNITS, VECTORS, Law
-from iqc.tokens.law_allocate import Allocation, Bounds, Spread
-from iqc.tokens.law_fit import Fit, Runs, intervals
+from iqc.tokens.law.allocate import Allocation, Bounds, Spread
+from iqc.tokens.law.fit import Fit, Runs, intervals
+from iqc.tokens.law.form import SCALARS, UNITS, VECTORS, Law
 
 WHERE = {"N": "model sizes", "D": "budgets", "p": "mixtures"}  # that were held out
 

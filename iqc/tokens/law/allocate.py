@@ -19,7 +19,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from iqc.errors import IqcError
-from iqc.tokens.law import Array, Law, gradients, predict, terms
+from iqc.tokens.law.form import Array, Law, gradients, predict, terms
 
 STARTS = 24  # besides the even mixture and that of as much as possible of each language
 FLAT = 1e-3  # how much more loss, as a share of it, counts as none

@@ -29,11 +29,11 @@ from iqc.streams.runner import Counts, Job, Settings, identity_factory, report
 from iqc.streams.shards import find_finished, prepare, publish
 from iqc.streams.worker import Work
 from iqc.streams.writer import ROW, ROW_LEVEL, AtomicFile
-from iqc.tokens.lanes import LEAST_WINDOW, WINDOWS, Lane, Queue, Spill
-from iqc.tokens.mix_plan import Plan, plan
-from iqc.tokens.mix_schedule import curves, turns
-from iqc.tokens.mix_sources import Sources
-from iqc.tokens.recipe import Recipe
+from iqc.tokens.mix.lanes import LEAST_WINDOW, WINDOWS, Lane, Queue, Spill
+from iqc.tokens.mix.plan import Plan, plan
+from iqc.tokens.mix.recipe import Recipe
+from iqc.tokens.mix.schedule import curves, turns
+from iqc.tokens.mix.sources import Sources
 
 MARKS = 50  # places in the output, evenly, at which the summary says what each lane has given
 

@@ -5,7 +5,7 @@ from math import inf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iqc.tokens.mix_schedule import Curve, curves, turns
+from iqc.tokens.mix.schedule import Curve, curves, turns
 
 SIZES = st.lists(st.integers(0, 300), min_size=1, max_size=40)
 

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from iqc.report import Findings, find, mixtures, page
-from iqc.tokens.mix_report import is_mixture, pictures, rows_of
+from iqc.tokens.mix.report import is_mixture, pictures, rows_of
 
 
 def lane(source, language, records, given, wanted):

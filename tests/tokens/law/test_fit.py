@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from iqc.errors import IqcError
-from iqc.tokens.law import VECTORS, predict
-from iqc.tokens.law_fit import FREE, GROUPS, Space, fit, intervals, null_groups, runs_of
+from iqc.tokens.law.fit import FREE, GROUPS, Space, fit, intervals, null_groups, runs_of
+from iqc.tokens.law.form import VECTORS, predict
 
 LANGUAGES = ("c", "go", "java")
 SIZES, BUDGETS = (1e8, 5e8, 2e9), (2e9, 1e10, 5e10)
