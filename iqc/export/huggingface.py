@@ -27,7 +27,7 @@ SOURCES = (
     "iqc.kernels.gated_window",
     "iqc.kernels.linear_cross_entropy",
     "iqc.kernels.loop_attention",
-    "iqc.errors",
+    "iqc.kernels.packed_attention",
     "iqc.model.cache",
     "iqc.model.debug",
     "iqc.model.experts",

@@ -4,7 +4,7 @@ The rows are source files of this machine, tokenised and packed by `iqc pack` at
 processor second, of all threads, less the start-up; padding does not count.
 
 speed  `iqc` is one epoch of what the thread behind `batches` makes: shuffled, checked, as the arrays that the trainer
-       takes. `stream` is the shortest loop over zstandard, orjson and base64 that fills the same arrays, in the order
+       takes. `stream` is the shortest loop over zstandard, orjson and pybase64 that fills the same arrays, in the order
        of the file, from the 8 MB frames that other records come in: no order, no checks. `raw` is a memory map of the
        tokens alone, 4 bytes each, cut every `context` tokens and shuffled: no documents, no loss, no checks, so it is
        a bound and no peer. All take turns; no figure is printed unless `iqc` and `stream` gave the same rows, in
@@ -18,7 +18,6 @@ mixing How evenly the batches of one epoch draw on the shards: the excess of the
 """
 
 import argparse
-import base64
 import os
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pybase64
 import zstandard
 from measure import REPO, save
 from streams import documents
@@ -116,9 +116,9 @@ def stream(path: Path, context: int, check: Callable | None = None) -> int:
                     tokens = np.zeros((size, context), np.int64)
                     weights = np.zeros((size, context), np.float32)
                 row = orjson.loads(line)
-                found = np.frombuffer(base64.b64decode(row["tokens"]), "<u4")
-                loss = np.frombuffer(base64.b64decode(row["loss"]), "u1")
-                lengths = np.frombuffer(base64.b64decode(row["lengths"]), "<u4").astype(np.int64)
+                found = np.frombuffer(pybase64.b64decode(row["tokens"]), "<u4")
+                loss = np.frombuffer(pybase64.b64decode(row["loss"]), "u1")
+                lengths = np.frombuffer(pybase64.b64decode(row["lengths"]), "<u4").astype(np.int64)
                 tokens[at % size, : found.size], weights[at % size, : found.size] = found, loss
                 if check:
                     check(tokens[at % size, : found.size], weights[at % size, : found.size])
@@ -158,7 +158,7 @@ def speed(place: Path, context: int, repeats: int) -> dict[str, Any]:
     path = place / f"rows-{context}.jsonl.zst"
     found = records(path)
     (place / "frames.zst").write_bytes(b"".join(frames_of([dump(record) for record in found], 8 << 20, LEVEL)))
-    tokens = np.concatenate([np.frombuffer(base64.b64decode(record["tokens"]), "<u4") for record in found])
+    tokens = np.concatenate([np.frombuffer(pybase64.b64decode(record["tokens"]), "<u4") for record in found])
     tokens.tofile(place / "tokens.bin")
     seen: dict[str, list[int]] = {"iqc": [], "stream": []}
     ours(path, context, lambda *row: seen["iqc"].append(fingerprint(*row)))
@@ -195,7 +195,7 @@ def frames_of(lines: list[bytes], size: int, level: int) -> Iterator[bytes]:
 
 def frames(place: Path, context: int) -> list[dict[str, Any]]:
     lines = [dump(record) for record in records(place / f"rows-{context}.jsonl.zst")]
-    tokens = sum(len(base64.b64decode(orjson.loads(line)["tokens"])) // 4 for line in lines)
+    tokens = sum(len(pybase64.b64decode(orjson.loads(line)["tokens"])) // 4 for line in lines)
     found = []
     for name, size in (("one row", 1), ("1 MB", 1 << 20), ("8 MB", 8 << 20)):
         for level in (ROW_LEVEL, LEVEL):
