@@ -62,7 +62,7 @@ iqc train -q --stage pretrain --model nano-loop --tokenizer tokenizer pretrain.j
 iqc train --stage pretrain --model nano-loop --tokenizer tokenizer pretrain.jsonl.zst --steps 110 -o pretrain $muon
 iqc train --stage anneal --from pretrain pretrain.jsonl.zst --steps 40 -o anneal $muon
 iqc train --stage mid-32k --from anneal mid.jsonl.zst --steps 130 -o mid-32k $muon
-iqc train --stage sft --from mid-32k sft.jsonl.zst --steps 220 -o sft --optimizer muon --batch-rows 1 --seed "$seed"
+iqc train --stage sft --from mid-32k sft.jsonl.zst --steps 180 -o sft --optimizer muon --batch-rows 1 --seed "$seed"
 
 say "evaluate: the missing middle, before and after"
 order=0
