@@ -84,5 +84,5 @@ iqc head -q -n 3 tasks-test.jsonl.zst | iqc generate --model exported --max-new-
 
 say "report"
 iqc report . --title "iqc quickstart" -o report.html
-iqc lineage rl/step-00000020 | head -n 12
+iqc lineage rl/step-00000020 | sed -n 1,12p
 say "done: $work/report.html"
