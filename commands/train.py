@@ -91,7 +91,8 @@ def train(
 
     The table of stages is iqc/train/stages.toml. A run that was killed continues, on a CPU bit for bit.
     """
-    from iqc.train.trainer import TrainSettings, run_train
+    from iqc.train.settings import TrainSettings
+    from iqc.train.trainer import run_train
 
     settings = TrainSettings(
         stage, model, start, steps, epochs, batch_rows, micro_rows, context, optimizer.value, rate, save_every, seed,

@@ -30,9 +30,11 @@ from iqc.tokens.order import row_indices
 from iqc.tokens.special import PAD
 from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tokenizer import load as load_tokenizer
+from iqc.train.optimizer import make_optimizer
 from iqc.train.run import Run, find_checkpoint, load_named_state
 from iqc.train.stages import peak_rate
-from iqc.train.trainer import CLIP, make_optimizer, parent_input
+from iqc.train.step import CLIP
+from iqc.train.trainer import parent_input
 
 RATE = 0.1  # of the width's peak rate of training
 WARMUP = 5  # updates over which the rate rises: Adam's first steps are large whatever the gradient

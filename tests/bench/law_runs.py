@@ -32,8 +32,9 @@ from iqc.model.decoder import Decoder
 from iqc.syntax.languages import language_of
 from iqc.tokens.loader import Batch
 from iqc.tokens.tokenizer import Tokenizer, train
+from iqc.train.optimizer import make_optimizer
 from iqc.train.stages import learning_rate, peak_rate, stage
-from iqc.train.trainer import make_optimizer, update
+from iqc.train.step import update
 
 VOCABULARY, CONTEXT, ROWS = 512, 128, 4  # pieces and control tokens, tokens a row, rows an update
 SIZES = {  # hidden size: (layers, heads)

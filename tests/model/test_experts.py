@@ -309,7 +309,8 @@ def test_training_lowers_loss_and_tells_the_balance(optimizer, products):
     import numpy as np
 
     from iqc.tokens.loader import Batch
-    from iqc.train.trainer import make_optimizer, update
+    from iqc.train.optimizer import make_optimizer
+    from iqc.train.step import update
 
     model = Decoder(ModelConfig(50, 24, 40, 2, 6, 2, 32, **EXPERTS, norm_head=True), seed=0).train()
     lengths = [np.array([13], np.int64)] * 2

@@ -17,7 +17,7 @@ from iqc.sandbox import pool
 from iqc.sandbox.verdict import Verdict
 from iqc.tokens import tokenizer
 from iqc.tokens.special import PAD
-from iqc.train.trainer import make_optimizer
+from iqc.train.optimizer import make_optimizer
 
 torch.set_num_threads(1)
 

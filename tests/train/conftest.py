@@ -14,7 +14,8 @@ from iqc.streams.runner import Settings, run_stage
 from iqc.tokens import tokenizer
 from iqc.tokens.pack import Packer
 from iqc.tokens.stages import packing, tokenise_stage
-from iqc.train.trainer import TrainSettings, run_train
+from iqc.train.settings import TrainSettings
+from iqc.train.trainer import run_train
 
 torch.set_num_threads(1)
 SOURCES = [Path(module.__file__).read_text(encoding="utf-8") for module in (json.decoder, textwrap, argparse)]

@@ -17,8 +17,8 @@ from iqc.errors import IqcError
 from iqc.model.config import preset
 from iqc.model.decoder import Decoder
 from iqc.train import run as runs
+from iqc.train.optimizer import make_optimizer
 from iqc.train.run import KEPT, Run, damage, find_checkpoint, read_metrics
-from iqc.train.trainer import make_optimizer
 
 
 def files(run):

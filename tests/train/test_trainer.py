@@ -20,8 +20,10 @@ from iqc.streams.runner import Settings, identity_factory, run_stage
 from iqc.tokens.dataset import Dataset
 from iqc.tokens.loader import Batch, Limits
 from iqc.tokens.order import row_indices
+from iqc.train.optimizer import make_optimizer
 from iqc.train.run import find_checkpoint, read_metrics
-from iqc.train.trainer import CLIP, check_rows, check_tokenizer, make_optimizer, update
+from iqc.train.start import check_rows, check_tokenizer
+from iqc.train.step import CLIP, update
 
 
 def batch(rows=6, width=20, vocabulary=50):
@@ -272,7 +274,8 @@ def test_a_context_is_stretched_by_yarn(room, made, tmp_path):
 
 
 def test_another_tokenizer_than_that_of_the_checkpoint_is_refused(room, made, tmp_path):
-    from iqc.train.trainer import TrainSettings, run_train
+    from iqc.train.settings import TrainSettings
+    from iqc.train.trainer import run_train
 
     settings = TrainSettings("anneal", None, str(made), steps=1)
     with pytest.raises(IqcError, match="not the tokenizer of --from"):
@@ -301,7 +304,7 @@ def test_epochs_0_writes_the_starting_weights(room, tmp_path):
 def test_held_out_rows_are_scored_whole(room, tmp_path):
     from iqc.tokens.dataset import open_dataset
     from iqc.tokens.loader import Limits
-    from iqc.train.trainer import evaluate
+    from iqc.train.step import evaluate
 
     data = room.place / "sequences.zst"
     run = room.train(tmp_path / "run", valid=data)

@@ -1,0 +1,34 @@
+"""What `iqc train` is asked for."""
+
+from dataclasses import dataclass
+
+import torch
+
+# Of weights, gradients and moments; and of the matrix products, where it is another (autocast).
+PRECISIONS = {
+    "fp32": (torch.float32, None),
+    "bf16": (torch.float32, torch.bfloat16),
+    "bf16-pure": (torch.bfloat16, None),
+}
+
+
+@dataclass(slots=True)
+class TrainSettings:
+    """What `iqc train` is asked for. `steps` 0 means `epochs` passes over the rows."""
+
+    stage: str
+    model: str | None  # a preset, for a stage that starts from fresh weights
+    start: str | None  # a checkpoint
+    steps: int = 0
+    epochs: float = 1.0
+    batch_rows: int = 16
+    micro_rows: int = 0  # rows at a time through the model; 0: all
+    context: int = 0  # 0: the smaller of the stage's and the model's
+    optimizer: str = "adamw"  # or muon
+    rate: float = 0.0  # peak learning rate; 0: by width and optimiser
+    save_every: int = 0  # updates between checkpoints; 0: only at the end
+    seed: int = 0
+    precision: str = ""  # one of PRECISIONS; "": bf16 on a GPU, fp32 otherwise
+    recompute: str = "none"  # Recompute.parse
+    loop: bool = False  # fold `start`, a dense model, into a looped one
+    yarn: float = 0.0  # factor by which YaRN stretches the context of `start`; 0: not
