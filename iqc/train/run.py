@@ -9,7 +9,6 @@ checkpoint that does not match is passed over, said aloud, for the one before it
 same settings goes on from the newest good checkpoint; its metrics are cut back to that update.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -29,6 +28,7 @@ from iqc.errors import IqcError
 from iqc.model.checkpoint import WEIGHTS, load_model, publish, save_model
 from iqc.model.decoder import Decoder
 from iqc.streams.lineage import differences, identity
+from iqc.streams.writer import lock
 
 OPTIMIZER, STATE, LINEAGE, METRICS = "optimizer.safetensors", "run.json", "lineage.json", "metrics.jsonl"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -66,11 +66,9 @@ class Run:
         except FileExistsError:
             raise IqcError("is a file, not a run directory", where=str(directory), remedy="name another -o") from None
         self.lock = open(self.directory / ".lock", "w")  # noqa: SIM115  (held while the run is open)
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(self.lock):
             self.lock.close()
-            raise IqcError("another process is training here", where=str(directory)) from None
+            raise IqcError("another process is training here", where=str(directory))
         for stale in self.directory.glob(".step-*"):  # what a killed process was writing
             shutil.rmtree(stale, ignore_errors=True)
         self.metrics: BinaryIO | None = None

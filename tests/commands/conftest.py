@@ -139,7 +139,8 @@ def wait_for_end():
                 fields = entry.read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            if int(fields[3]) == session and fields[0] != "Z":
+            # A zombie whose threads are still ending holds what it held.
+            if int(fields[3]) == session and (fields[0] != "Z" or int(fields[17]) > 1):
                 found.append(int(entry.parent.name))
         return found
 

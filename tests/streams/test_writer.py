@@ -29,6 +29,15 @@ def test_a_file_appears_when_it_is_complete(tmp_path):
     assert path.read_bytes() == b"whole" and os.listdir(tmp_path) == ["file"]
 
 
+def test_a_lock_that_a_dying_process_still_holds_is_waited_for(tmp_path):
+    first = AtomicFile(tmp_path / "file")
+    threading.Timer(0.2, first.discard).start()
+    with AtomicFile(tmp_path / "file") as second:
+        second.write(b"second")
+        second.commit()
+    assert (tmp_path / "file").read_bytes() == b"second"
+
+
 def test_two_writers_at_once_are_refused(tmp_path):
     with AtomicFile(tmp_path / "file") as first:
         with pytest.raises(IqcError, match="another process is writing it"):
