@@ -87,30 +87,67 @@ def states(config: ModelConfig, precision: str, gpus: int, zero: int) -> list[Ad
     return found
 
 
-def activations(config: ModelConfig, precision: str, context: int, recompute: bool) -> list[Addend]:
-    """Bytes that the backward of one row of `context` tokens needs. With `recompute`: the blocks' inputs, pass 1's keys
-    and values (a loop uses them a pass later), and the inside of one block at a time; without, of all blocks."""
+def activations(
+    config: ModelConfig, precision: str, tokens: int, blocks: int = 0, mlps: int = 0, compiled: bool = False
+) -> list[Addend]:
+    """Bytes that the backward of rows of so many tokens together needs. Of the blocks, each pass counted, the first
+    `blocks` and the next `mlps` are recomputed as iqc.model.decoder.Recompute has it.
+
+    Of every block its input is kept, in a loop pass 1's keys and values, and the inside but for what is recomputed:
+    that is there for one block at a time, and so are the gradients in it. `compiled`: by iqc.model.compiled, which
+    makes again what takes no product; of that all where anything is recomputed.
+    """
     c, hidden = config, config.hidden_size
-    each = (4 if precision == "fp32" else 2) * context
+    each = (4 if precision == "fp32" else 2) * tokens
     keys = 2 * c.num_key_value_heads * c.head_dim
-    # Input, its norm, queries, what is attended to (twice in a loop), the sum, its norm; of a feed-forward the gate
-    # before and after its activation, the other branch, their product, and of an expert its input and output.
-    wide = 7 if c.loop_num > 1 else 6
-    inner, values = f"4 x {c.intermediate_size}", 4 * c.intermediate_size
+    passes = c.loop_num * c.num_hidden_layers
+    blocks = min(blocks, passes)
+    mlps = min(mlps, passes - blocks)
+    compiled = compiled and not c.num_experts
+    lean = compiled and blocks + mlps > 0
+    # Input, its norm unless it is made again, queries, what is attended to (twice in a loop), the sum.
+    wide = (6 if c.loop_num > 1 else 5) - lean
+    outer, outside = f"{wide} x {hidden} + {keys}", wide * hidden + keys
+    # Of a feed-forward the norm, gate before and after its activation, the other branch, their product; compiled,
+    # without the activated gate, and lean without norm and product. Of an expert its input and output too.
+    parts = 2 if lean else 3 if compiled else 4
+    inner, inside = f"{parts} x {c.intermediate_size}", parts * c.intermediate_size
+    slopes, gradients = f"3 x {c.intermediate_size}", 3 * c.intermediate_size
     if c.num_experts:
         best, width, shared = c.num_experts_per_tok, c.moe_intermediate_size, c.num_shared_experts
         inner = f"{best} x (2 x {hidden} + 4 x {width}) + 4 x {shared} x {width}"
-        values = best * (2 * hidden + 4 * width) + 4 * shared * width
-    block = f"({wide} x {hidden} + {keys} + {inner})"
-    values += wide * hidden + keys
-    blocks = c.loop_num * c.num_hidden_layers
-    if not recompute:
-        return [Addend("insides of blocks", f"{each} x {blocks} x {block}", each * blocks * values)]
-    found = [Addend("inputs of blocks", f"{each} x {blocks} x {hidden}", each * blocks * hidden)]
-    if c.loop_num > 1:
-        layers = c.num_hidden_layers
-        found.append(Addend("K and V of pass 1", f"{each} x {layers} x {keys}", each * layers * keys))
-    return [*found, Addend("inside of a block", f"{each} x {block}", each * values)]
+        inside = best * (2 * hidden + 4 * width) + 4 * shared * width
+        slopes, gradients = f"3 x ({best} + {shared}) x {width}", 3 * (best + shared) * width
+    if not lean:
+        inner, inside = f"{hidden} + {inner}", hidden + inside
+    found = [
+        ("insides of blocks", passes - blocks - mlps, f"({outer} + {inner})", outside + inside),
+        ("blocks without MLPs", mlps, f"({outer})", outside),
+        ("inputs of blocks", blocks, f"{hidden}", hidden),
+        ("K and V of pass 1", min(blocks, c.num_hidden_layers) if c.loop_num > 1 else 0, f"{keys}", keys),
+        ("inside of a block", min(blocks, 1), f"({outer} + {inner})", outside + inside),
+        ("inside of an MLP", min(mlps, 1) if not blocks else 0, f"({inner})", inside),
+        ("gradients in a block", 1, f"{slopes}", gradients),
+    ]
+    return [Addend(name, f"{each} x {n} x {text}", each * n * value) for name, n, text, value in found if n]
+
+
+def head(config: ModelConfig, precision: str, tokens: int, chunk: int) -> list[Addend]:
+    """Bytes of the vocabulary head with its loss (iqc.kernels.linear_cross_entropy), `chunk` logits at a time."""
+    each, v, h = 4 if precision == "fp32" else 2, config.vocab_size, config.hidden_size
+    rows = min(tokens, max(1, chunk // v))
+    return [
+        Addend("logits of a chunk", f"{each} x {rows} x {v}", each * rows * v),
+        Addend("head, float32", f"4 x {h} x ({v} + {tokens})", 4 * h * (v + tokens)),
+    ]
+
+
+def ring(config: ModelConfig, precision: str, tokens: int) -> list[Addend]:
+    """Bytes on a rank of the attention of rows that are shared (iqc.kernels.ring_attention), which has `tokens` of
+    them: keys and values at hand and on their way, their gradients and those of the queries in float32."""
+    each, keys = 4 if precision == "fp32" else 2, 2 * config.num_key_value_heads * config.head_dim
+    formula = f"{tokens} x (2 x {each} x {keys} + 2 x 4 x {keys} + 4 x {config.hidden_size})"
+    return [Addend("ring", formula, tokens * (2 * each * keys + 8 * keys + 4 * config.hidden_size))]
 
 
 def show(config: ModelConfig, gpus: int, context: int, precision: str) -> str:
@@ -128,15 +165,16 @@ def show(config: ModelConfig, gpus: int, context: int, precision: str) -> str:
     lines += ["", f"GiB to train on {number}: AdamW, {precision}, a row of {context:,} tokens"]
     if gpus > 1:
         lines.append(f"  {'':<22} " + " ".join(f"{zero:>9}" for zero in stages))
-    kept = activations(config, precision, context, recompute=True)
+    blocks = config.loop_num * config.num_hidden_layers
+    kept = activations(config, precision, context, blocks)
     columns = [[*states(config, precision, gpus, zero), *kept] for zero in stages]
     for addends in zip(*columns):
         name = addends[0].name
         shared = f", / {gpus} from stage {SHARDED_FROM[name]}" if gpus > 1 and name in SHARDED_FROM else ""
         lines.append(f"{_gib(name, [addend.value for addend in addends])}  = {addends[0].formula}{shared}")
     lines.append(_gib("sum", [sum(addend.value for addend in column) for column in columns]))
-    (whole,) = activations(config, precision, context, recompute=False)
-    without = [sum(a.value for a in states(config, precision, gpus, zero)) + whole.value for zero in stages]
+    whole, slopes = activations(config, precision, context)
+    without = [sum(a.value for a in (*states(config, precision, gpus, zero), whole, slopes)) for zero in stages]
     lines.append(f"{_gib('sum, no recompute', without)}  with {whole.name} = {whole.formula}")
     return "\n".join(lines)
 

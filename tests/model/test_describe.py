@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from iqc.model.config import PRESETS, ModelConfig, parameter_count, preset
 from iqc.model.decoder import Decoder, Recompute
-from iqc.model.describe import STATES, activations, cache, flops, parameters, presets, show, states
+from iqc.model.describe import STATES, activations, cache, flops, head, parameters, presets, ring, show, states
 
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "num_shared_experts": 2, "moe_intermediate_size": 16}
 SHAPES = [{}, {"loop_num": 2, "loop_window_size": 8}, EXPERTS, EXPERTS | {"first_k_dense_replace": 1}]
@@ -29,8 +29,10 @@ def test_formulas_give_their_values(name):
     config = preset(name)
     found = [*parameters(config), *flops(config, 4096), *cache(config, 4096)]
     for precision in STATES:
-        for recompute in (False, True):
-            found += activations(config, precision, 4096, recompute)
+        for compiled in (False, True):
+            for blocks, mlps in ((0, 0), (1, 2), (0, 99), (99, 0)):
+                found += activations(config, precision, 4096, blocks, mlps, compiled)
+        found += head(config, precision, 4096, 1 << 29) + ring(config, precision, 4096)
         for zero in range(4):
             found += states(config, precision, 7, zero)
     for addend in found:
@@ -108,12 +110,12 @@ def test_activations_are_what_autograd_keeps(shape, recompute):
     shallow, deep = small(**shape), replace(small(**shape), num_hidden_layers=6)
     measured = kept_bytes(deep, recompute, tokens) - kept_bytes(shallow, recompute, tokens)
     # the first addend: keys and values of pass 1 are checkpoint's in a tuple, which autograd does not see
-    more, less = (activations(config, "fp32", 64, recompute)[0].value for config in (deep, shallow))
+    more, less = (activations(config, "fp32", 64, 99 * recompute)[0].value for config in (deep, shallow))
     assert 0.8 < measured / (more - less) < 1.2
 
 
 def test_keys_and_values_of_pass_1_stay_as_long_as_a_cache():
-    found = {addend.name: addend.value for addend in activations(preset("40b-loop"), "bf16", 1, True)}
+    found = {addend.name: addend.value for addend in activations(preset("40b-loop"), "bf16", 1, 160)}
     assert found["K and V of pass 1"] == cache(preset("40b-loop"), 1)[0].value == 327_680
 
 
