@@ -52,6 +52,33 @@ def iqc(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProces
 
 
 @pytest.fixture(scope="session")
+def torchrun(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess]:
+    """Run a script, or a module `-m NAME`, as several ranks on CPUs; none of its processes outlives the call."""
+
+    def run(ranks: int, *args: object, timeout: float = 120, env: dict[str, str] | None = None):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        threads = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        world = subprocess.Popen(
+            [*launcher, *map(str, args)],
+            env=environment | threads | (env or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            out, err = world.communicate(timeout=timeout)
+        finally:
+            # The launcher starts each rank in a session of its own; told to end, it ends them.
+            if world.poll() is None:
+                world.terminate()
+                world.wait(timeout=60)
+        return subprocess.CompletedProcess(world.args, world.returncode, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def make_stream() -> Callable[..., Path]:
     """Write records to a stream file, `per_frame` of them a frame."""
     from iqc.streams import container
