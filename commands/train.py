@@ -26,8 +26,12 @@ class Precision(StrEnum):
 def train(
     inputs: Inputs = None,
     stage: Annotated[
-        str, typer.Option("--stage", metavar="NAME", help="pretrain, anneal, mid-32k, mid-128k or sft.")
+        str, typer.Option("--stage", metavar="NAME", help="A row of the table that --list-stages prints.")
     ] = "pretrain",
+    stages: Annotated[
+        str, typer.Option("--stages", metavar="FILE", help="A table of stages of your own, in TOML.")
+    ] = "",
+    list_stages: Annotated[bool, typer.Option("--list-stages", help="Print the table of stages, and end.")] = False,
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="RUN/", help="The run: checkpoints and metrics.")
     ] = "run",
@@ -63,7 +67,7 @@ def train(
     yarn: Annotated[
         float,
         typer.Option(
-            "--yarn", metavar="X", min=0, help="Stretch the context of --from by YaRN to X times its original; 0: not."
+            "--yarn", metavar="X", min=0, help="Stretch the context of --from by YaRN to X times its original."
         ),
     ] = 0.0,
     optimizer: Annotated[
@@ -89,13 +93,19 @@ def train(
 ) -> None:
     """Train one stage on packed sequences. The same command again goes on where the run stopped.
 
-    The table of stages is iqc/train/stages.toml. A run that was killed continues, on a CPU bit for bit.
+    A run that was killed continues, on a CPU bit for bit.
     """
     from iqc.train.settings import TrainSettings
+
+    if list_stages:
+        from iqc.train.stages import TABLE, table_text
+
+        print(table_text(stages or TABLE))
+        return
     from iqc.train.trainer import run_train
 
     settings = TrainSettings(
         stage, model, start, steps, epochs, batch_rows, micro_rows, context, optimizer.value, rate, save_every, seed,
-        precision.value if precision else "", recompute, loop, yarn,
+        precision.value if precision else "", recompute, loop, yarn, stages,
     )  # fmt: skip
     run_train(settings, inputs or [], output, tokenizer, valid, summary, quiet)

@@ -54,15 +54,16 @@ iqc fim documents.jsonl.zst --rate 0.5 --levels expression --stretch 300 --summa
 iqc fim -q documents.jsonl.zst --rate 1 --levels expression --stretch 300 --seed 1 |
     iqc pack - triplets.jsonl.zst --tokenizer tokenizer --fim-middle-only --summary ${counts}06-pack-mid.json \
         -o mid.jsonl.zst
-iqc pack chats.jsonl.zst --tokenizer tokenizer --summary ${counts}07-pack-sft.json -o sft.jsonl.zst
+iqc pack chats.jsonl.zst --tokenizer tokenizer --summary ${counts}07-pack-instruct.json -o instruct.jsonl.zst
 
-say "train: pretrain, anneal, mid-32k (at nano's own context), sft"
+say "train: pretrain, anneal, mid-32k (at nano's own context), sft-instruct"
 muon="--optimizer muon --batch-rows 2 --seed $seed"
 iqc train -q --stage pretrain --model nano-loop --tokenizer tokenizer pretrain.jsonl.zst --epochs 0 -o fresh $muon
 iqc train --stage pretrain --model nano-loop --tokenizer tokenizer pretrain.jsonl.zst --steps 110 -o pretrain $muon
 iqc train --stage anneal --from pretrain pretrain.jsonl.zst --steps 40 -o anneal $muon
 iqc train --stage mid-32k --from anneal mid.jsonl.zst --steps 130 -o mid-32k $muon
-iqc train --stage sft --from mid-32k sft.jsonl.zst --steps 180 -o sft --optimizer muon --batch-rows 1 --seed "$seed"
+iqc train --stage sft-instruct --from mid-32k instruct.jsonl.zst --steps 180 -o sft-instruct --optimizer muon \
+    --batch-rows 1 --seed "$seed"
 
 say "evaluate: the missing middle, before and after"
 order=0
@@ -74,8 +75,9 @@ done
 
 say "rl: GRPO on the tests of tasks; pass rate on held-out tasks, before and after"
 sampled="--samples 4 --temperature 1 --max-new-tokens 40"
-iqc eval run tasks --data tasks-test.jsonl.zst --model sft $sampled --summary scores/tasks-1-before-rl.json | grep pass@1
-iqc rl tasks.jsonl.zst --from sft --updates 20 --minibatches 4 --reward passed --max-new-tokens 40 --seed "$seed" -o rl
+iqc eval run tasks --data tasks-test.jsonl.zst --model sft-instruct $sampled --summary scores/tasks-1-before-rl.json | grep pass@1
+iqc rl tasks.jsonl.zst --from sft-instruct --updates 20 --minibatches 4 --reward passed --max-new-tokens 40 \
+    --seed "$seed" -o rl
 iqc eval run tasks --data tasks-test.jsonl.zst --model rl $sampled --summary scores/tasks-2-after-rl.json | grep pass@1
 
 say "export in Hugging Face layout, load it again, sample"

@@ -22,7 +22,7 @@ from iqc import __version__, cli
 
 REPO = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())
-MAPPED = {"iqc.commands": "commands", "iqc.kernels": "kernels"}
+MAPPED = {"iqc.commands": "commands", "iqc.kernels": "kernels", "iqc.recipes": "recipes"}
 
 
 def run(*command: object, cwd: Path | str = "/", path: Path | None = None) -> str:
@@ -91,7 +91,7 @@ def test_the_packages_of_the_build_are_those_of_the_tree():
 
 
 @pytest.mark.parametrize("name", MAPPED.values())
-def test_no_init_in_commands_and_kernels(name):
+def test_no_init_in_what_lies_beside_the_package(name):
     reason = (
         f"{name}/__init__.py makes a top-level package `{name}` of whatever has the checkout on its path; that of "
         "kernels/ hides the package `kernels` of Hugging Face, without which Transformers cannot be imported"
@@ -170,6 +170,8 @@ def test_the_installed_wheel_does_its_work_and_finds_its_tables(installed, tmp_p
     assert json.loads(stats)["records"] == 2
     code = "from iqc.syntax.languages import languages; print(len(languages()))"
     assert int(run(sys.executable, "-c", code, path=installed)) > 10
+    code = "from iqc.train.stages import mixture_weights, stage; print(mixture_weights(stage('mid-32k'))['agent'])"
+    assert float(run(sys.executable, "-c", code, path=installed)) == 10
 
 
 def test_an_editable_install_finds_everything_and_leaks_nothing(source, tmp_path):

@@ -31,4 +31,5 @@ class TrainSettings:
     precision: str = ""  # one of PRECISIONS; "": bf16 on a GPU, fp32 otherwise
     recompute: str = "none"  # Recompute.parse
     loop: bool = False  # fold `start`, a dense model, into a looped one
-    yarn: float = 0.0  # factor by which YaRN stretches the context of `start`; 0: not
+    yarn: float = 0.0  # factor by which YaRN stretches the context of `start`; 0: as the stage does
+    stages: str = ""  # a table of stages in place of stages.toml

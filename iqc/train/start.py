@@ -21,7 +21,7 @@ from iqc.train.stages import TrainingStage
 def starting_model(settings: TrainSettings, stage: TrainingStage, tokenizer: Tokenizer) -> tuple[Decoder, Path | None]:
     """Fresh weights, or those of the checkpoint that the stage starts from."""
     if settings.start is None:
-        if settings.yarn:
+        if settings.yarn or stage.yarn:
             raise UsageError("--yarn stretches a trained model", remedy="--from the run or checkpoint to start from")
         if settings.loop:
             raise UsageError("--loop folds a trained model", remedy="--from a dense one, or --model nano-loop")
@@ -38,9 +38,9 @@ def starting_model(settings: TrainSettings, stage: TrainingStage, tokenizer: Tok
         return Decoder(config, seed=settings.seed), None
     checkpoint = find_checkpoint(settings.start)
     made_by = stage_of(checkpoint)
-    if made_by is not None and made_by not in (*stage.starts_from, stage.name):
+    if made_by is not None and made_by not in stage.allowed():
         raise IqcError(
-            f"a checkpoint of stage {made_by}",
+            f"a checkpoint of stage {made_by}, for stage {stage.name}",
             where=str(checkpoint),
             remedy=f"{stage.name} starts from {' or '.join(stage.starts_from) or 'fresh weights'}",
         )
@@ -48,8 +48,8 @@ def starting_model(settings: TrainSettings, stage: TrainingStage, tokenizer: Tok
     check_vocabulary(model.config, tokenizer, "use the tokenizer of the checkpoint")
     if settings.loop:
         model = fold(model)
-    if settings.yarn:
-        extend_context(model.config, settings.yarn)
+    if yarn := settings.yarn or stage.yarn:
+        extend_context(model.config, yarn)
     return model, checkpoint
 
 

@@ -28,7 +28,7 @@ from iqc.tokens.tokenizer import load as load_tokenizer
 from iqc.train.optimizer import make_optimizer
 from iqc.train.run import Run, find_checkpoint, lineage_inputs, load_named_state, weights_digest
 from iqc.train.settings import PRECISIONS, TrainSettings
-from iqc.train.stages import TrainingStage, learning_rate, peak_rate
+from iqc.train.stages import TABLE, TrainingStage, learning_rate, peak_rate
 from iqc.train.stages import stage as find_stage
 from iqc.train.start import check_rows, check_tokenizer, starting_model
 from iqc.train.step import evaluate, update
@@ -71,6 +71,7 @@ def train(
         "precision": precision,
         "config": config.to_hf(),
         "data": [item.digest for item in inputs],
+        "stages": asdict(stage) if settings.stages else None,  # the table of this version has a version
     }
     del asked["save_every"], asked["recompute"]
     with Run(directory, asked, tokenizer_files) as run, ExitStack() as stack:
@@ -123,7 +124,7 @@ def lineage(asked: dict, inputs: list[Input], parent: Input | None, step: int, l
     """The lineage of a checkpoint: its data, and the checkpoint that it started from."""
     decisive = ("stage", "model", "steps", "batch_rows", "micro_rows", "context", "optimizer", "rate", "precision")
     options = {key: asked[key] for key in decisive if asked[key] is not None}
-    options |= {key: asked[key] for key in ("loop", "yarn") if asked[key]}
+    options |= {key: asked[key] for key in ("loop", "yarn", "stages") if asked[key]}
     sources = [*inputs, *([parent] if parent else [])]
     output = {"digest": digest, "updates": step, "loss": loss}
     return lineage_of(Stage("train", __version__, options, asked["seed"]), sources, {"updates": step}, output)
@@ -145,7 +146,7 @@ def run_train(
 ) -> None:
     """`iqc train`: read the sequences, train, report."""
     shared = Settings(inputs=inputs, summary=summary, quiet=quiet)
-    stage = find_stage(settings.stage)
+    stage = find_stage(settings.stage, settings.stages or TABLE)
     if not 0 <= settings.epochs < math.inf:
         raise UsageError(f"--epochs {settings.epochs}", remedy="a number of passes over the rows, 0 or more")
     try:

@@ -84,7 +84,7 @@ CASES = """
 2 | train {world}/sequences.zst --tokenizer {world}/tokenizer | no model
 1 | train {world}/sequences.zst --model huge --tokenizer {world}/tokenizer | huge
 2 | train {world}/sequences.zst --stage finish --tokenizer {world}/tokenizer | finish
-1 | train {world}/sequences.zst --stage sft --from {world}/run | pretrain
+1 | train {world}/sequences.zst --stage sft-instruct --from {world}/run | of stage pretrain, for stage sft-instruct
 1 | train {world}/sequences.zst --stage anneal --from {bad} | no checkpoint
 1 | train {world}/sequences.zst --model tiny --tokenizer {world}/tokenizer -o {bad}/binary | is a file
 1 | rl {world}/tasks.zst --from {bad}/missing | no checkpoint

@@ -318,7 +318,7 @@ def test_held_out_rows_are_scored_whole(room, tmp_path):
 
 def test_a_chain_of_stages_leads_back_to_the_data(room, made, tmp_path):
     previous, names = made, ["pretrain"]
-    for stage in ("anneal", "mid-32k", "sft"):
+    for stage in ("pretrain-code", "anneal", "mid-32k", "sft-instruct"):
         previous = room.train(tmp_path / stage, stage=stage, start=previous, steps=2)
         names.append(stage)
         metrics = read_metrics(previous)
