@@ -44,13 +44,14 @@ def _to_softmax(logits: Tensor, weights: Tensor) -> Tensor:
 
 
 def _to_slope(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Overwrite logits with the gradient of the returned loss, weights * (softmax - one-hot), on a GPU."""
+    """Overwrite logits with the gradient of the weighted sum of the losses [n] that are returned, on a GPU: weights *
+    (softmax - one-hot)."""
     for tensor in (logits, weights):  # as many tokens as it happens; the vocabulary stays known
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
     picked = logits.gather(1, targets[:, None]).to(weights.dtype)
     nll = _fused(_to_softmax)(logits, weights) - picked
     logits.scatter_(1, targets[:, None], (torch.expm1(-nll) * weights[:, None]).to(logits.dtype))
-    return torch.dot(nll[:, 0], weights)
+    return nll[:, 0]
 
 
 def _scale(gradient: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
@@ -76,7 +77,14 @@ def _product(a: Tensor, b: Tensor, out: Tensor, beta: int = 0) -> Tensor:
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, rows: Tensor | None, dtype: torch.dtype
+        ctx,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        rows: Tensor | None,
+        dtype: torch.dtype,
+        losses: Tensor | None,
     ) -> Tensor:
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         ctx.dtypes = x.dtype, weight.dtype
@@ -96,16 +104,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             target, w = targets[chunk], weights[chunk]
             if weight.is_cuda and (needs_x or needs_weight):
                 slope = F.linear(part, weight)
-                total += _to_slope(slope, target, w)
+                nll = _to_slope(slope, target, w)
             else:
                 logits = _logits(part, weight)
                 lse = logits.logsumexp(dim=-1, keepdim=True)
-                total += torch.dot((lse - logits.gather(1, target[:, None]))[:, 0], w)
-                if not needs_x and not needs_weight:
-                    continue
-                slope = logits.sub_(lse).exp_()  # d nll / d logits = softmax - one-hot
-                slope.scatter_add_(1, target[:, None], torch.full_like(lse, -1.0))
-                slope = slope.mul_(w[:, None]).to(dtype)
+                nll = (lse - logits.gather(1, target[:, None]))[:, 0]
+                if needs_x or needs_weight:
+                    slope = logits.sub_(lse).exp_()  # d nll / d logits = softmax - one-hot
+                    slope.scatter_add_(1, target[:, None], torch.full_like(lse, -1.0))
+                    slope = slope.mul_(w[:, None]).to(dtype)
+            total += torch.dot(nll, w)
+            if losses is not None:
+                losses[chunk] = nll
             if grad_x is not None:
                 made = _product(slope, weight, torch.empty_like(part, dtype=exact))
                 grad_x[chunk if rows is None else rows[chunk]] = made
@@ -120,21 +130,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # One multiplication each; the saved tensors are not written to, so the graph may be walked again.
         scale = _fused(_scale) if grad.is_cuda else _scale
         made = (g if g is None else scale(g, grad, dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes))
-        return (*made, None, None, None, None)
+        return (*made, None, None, None, None, None)
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, rows: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    rows: Tensor | None = None,
+    losses: Tensor | None = None,
 ) -> Tensor:
     """sum_n weights[n] * -log softmax(weight @ x[rows[n]])[targets[n]], in nats.
 
     x [N, D]; weight [V, D]; targets int64 [M]; weights [M], constants; rows int64 [M], distinct rows of x, by default
-    all of them. Returns a scalar, float32 or wider. Under autocast the matrix products are in its precision.
+    all of them. Returns a scalar, float32 or wider. Under autocast the matrix products are in its precision. Into
+    `losses` [M] the loss of each is written, without weights.
     """
     device = weight.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(x, weight, targets, weights, rows, dtype)
+        return _LinearCrossEntropy.apply(x, weight, targets, weights, rows, dtype, losses)
 
 
 def linear_logprobs(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

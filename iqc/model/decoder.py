@@ -229,6 +229,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.balance: float | Tensor = 0.0  # the load-balancing loss that `loss` added last, before its coefficient
+        self.row_losses: Tensor | None = None  # [B], what each row added to the sum that `loss` gave last
         with torch.device("meta"):  # no memory, and no draw from the global random state
             self.model = Body(config)
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -307,7 +308,10 @@ class Decoder(nn.Module):
         for router in routers:
             router.routing = None
         hidden = self.model(tokens, documents).flatten(0, 1)
-        total = linear_cross_entropy(hidden, self.head, targets, w, rows)
+        losses = torch.empty_like(w)
+        total = linear_cross_entropy(hidden, self.head, targets, w, rows, losses)
+        # Copied to where the tokens are and summed there: sums by index have no fixed order on a GPU.
+        self.row_losses = w.new_zeros(tokens.numel()).index_copy_(0, rows, losses * w).view_as(tokens).sum(1)
         if debugging():
             check_finite(total, "lm_head")
         if routers:

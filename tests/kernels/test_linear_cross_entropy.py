@@ -29,6 +29,17 @@ def test_loss_and_gradients_equal_whole_logits(problem):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("learns", [True, False])
+def test_losses_are_those_of_the_targets_without_weights(problem, learns):
+    x, weight, targets, weights = problem
+    losses, expected = torch.full_like(weights, torch.nan), F.cross_entropy(x @ weight.T, targets, reduction="none")
+    with torch.set_grad_enabled(learns):
+        total = linear_cross_entropy(x, weight, targets, weights, losses=losses)
+    torch.testing.assert_close(losses, expected.detach(), rtol=0, atol=1e-12)
+    assert not losses.requires_grad
+    assert total.item() == linear_cross_entropy(x, weight, targets, weights).item()
+
+
 def test_logprobs_and_gradients_equal_whole_logits(problem):
     x, weight, targets, weights = problem
     ours = linear_logprobs(x, weight, targets)
@@ -104,9 +115,9 @@ def test_the_slope_of_a_gpu_is_the_gradient_of_its_loss(monkeypatch):
     targets, weights = torch.tensor([0, 10, 4, 7, 2]), torch.randn(5, dtype=torch.float64, generator=g)
     slope = logits.clone()
     logits.requires_grad_()
-    loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
-    torch.testing.assert_close(module._to_slope(slope, targets, weights), loss.detach(), rtol=0, atol=1e-12)
-    torch.testing.assert_close(slope, torch.autograd.grad(loss, logits)[0], rtol=0, atol=1e-12)
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    torch.testing.assert_close(module._to_slope(slope, targets, weights), losses.detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(slope, torch.autograd.grad((losses * weights).sum(), logits)[0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

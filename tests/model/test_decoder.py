@@ -205,6 +205,19 @@ def test_gradient_of_a_weighted_loss_is_that_of_the_log_probabilities(tiny):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
+def test_row_losses_are_what_each_row_adds(tiny):
+    model = tiny()
+    g = torch.Generator().manual_seed(0)
+    tokens, weights = torch.randint(50, (3, 12), generator=g), torch.rand(3, 12, generator=g)
+    weights[1] = 0.0
+    lengths = [[4, 8], [12], [7]]
+    total, _ = model.loss(tokens, lengths, weights)
+    rows = -(model.token_logprobs(tokens, lengths) * weights).sum(1)
+    assert not model.row_losses.requires_grad and model.row_losses[1] == 0
+    torch.testing.assert_close(model.row_losses.double(), rows, rtol=1e-6, atol=0)
+    torch.testing.assert_close(model.row_losses.double().sum(), total, rtol=1e-6, atol=0)
+
+
 def test_padding_after_and_unlisted_length_agree(tiny):
     model = tiny(dtype=torch.float32)
     tokens = torch.randint(50, (1, 9), generator=torch.Generator().manual_seed(0))
