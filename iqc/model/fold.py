@@ -6,25 +6,30 @@ from dataclasses import replace
 import torch
 
 from iqc.errors import IqcError
+from iqc.model.config import ModelConfig
 from iqc.model.decoder import GATE_BIAS, Decoder
+
+
+def looped(config: ModelConfig, loop_num: int = 2, loop_window_size: int = 64) -> ModelConfig:
+    """The shape of what `fold` makes. IqcError when it is looped already, or has experts."""
+    if config.loop_num > 1:
+        raise IqcError("the model is looped already", remedy="train it as it is, without --loop")
+    return replace(config, loop_num=loop_num, loop_window_size=loop_window_size)
 
 
 def fold(dense: Decoder, loop_num: int = 2, loop_window_size: int = 64) -> Decoder:
     """A looped decoder with the same weights (shared with `dense`, not copied), gates of weight 0 and bias +2.
 
-    IqcError when the model is looped already, or has experts.
+    IqcError as in `looped`.
     """
-    if dense.config.loop_num > 1:
-        raise IqcError("the model is looped already", remedy="train it as it is, without --loop")
-    config = replace(dense.config, loop_num=loop_num, loop_window_size=loop_window_size)
-    looped = Decoder(config, device="meta")
+    decoder = Decoder(looped(dense.config, loop_num, loop_window_size), device="meta")
     head = dense.lm_head.weight
     gates = {
         name: torch.full_like(
             parameter, GATE_BIAS if name.endswith("bias") else 0.0, dtype=head.dtype, device=head.device
         )
-        for name, parameter in looped.named_parameters()
+        for name, parameter in decoder.named_parameters()
         if "gate_projections" in name
     }
-    looped.load_state_dict(dense.state_dict() | gates, assign=True)
-    return looped.requires_grad_(True)
+    decoder.load_state_dict(dense.state_dict() | gates, assign=True)
+    return decoder.requires_grad_(True)

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from iqc.errors import IqcError, UsageError
-from iqc.model.checkpoint import load_model
+from iqc.model.checkpoint import load_config, load_model
 from iqc.model.config import ModelConfig, extend_context, preset
 from iqc.model.decoder import Decoder
-from iqc.model.fold import fold
+from iqc.model.fold import fold, looped
 from iqc.streams.lineage import Input
 from iqc.tokens.dataset import TRIE
 from iqc.tokens.loader import Limits
@@ -18,8 +18,8 @@ from iqc.train.settings import TrainSettings
 from iqc.train.stages import TrainingStage
 
 
-def starting_model(settings: TrainSettings, stage: TrainingStage, tokenizer: Tokenizer) -> tuple[Decoder, Path | None]:
-    """Fresh weights, or those of the checkpoint that the stage starts from."""
+def starting_config(settings: TrainSettings, stage: TrainingStage) -> tuple[ModelConfig, Path | None]:
+    """The shape of what is trained, and the checkpoint that the stage starts from; None: from fresh weights."""
     if settings.start is None:
         if settings.yarn or stage.yarn:
             raise UsageError("--yarn stretches a trained model", remedy="--from the run or checkpoint to start from")
@@ -31,11 +31,7 @@ def starting_model(settings: TrainSettings, stage: TrainingStage, tokenizer: Tok
             )
         if settings.model is None:
             raise UsageError("no model", remedy="--model nano-loop, or another preset")
-        config = preset(settings.model)
-        check_vocabulary(config, tokenizer, f"iqc tokenizer train --vocab-size {config.vocab_size}")
-        config.eos_token_id = [tokenizer.control[EOS], tokenizer.control[PAD]]
-        config.pad_token_id = tokenizer.control[PAD]
-        return Decoder(config, seed=settings.seed), None
+        return preset(settings.model), None
     checkpoint = find_checkpoint(settings.start)
     made_by = stage_of(checkpoint)
     if made_by is not None and made_by not in stage.allowed():
@@ -44,8 +40,24 @@ def starting_model(settings: TrainSettings, stage: TrainingStage, tokenizer: Tok
             where=str(checkpoint),
             remedy=f"{stage.name} starts from {' or '.join(stage.starts_from) or 'fresh weights'}",
         )
+    config = load_config(checkpoint)
+    if settings.loop:
+        config = looped(config)
+    if settings.yarn:
+        extend_context(config, settings.yarn)
+    return config, checkpoint
+
+
+def starting_model(settings: TrainSettings, stage: TrainingStage, tokenizer: Tokenizer) -> tuple[Decoder, Path | None]:
+    """Fresh weights, or those of the checkpoint that the stage starts from."""
+    config, checkpoint = starting_config(settings, stage)
+    if checkpoint is None:
+        check_vocabulary(config, tokenizer, f"iqc tokenizer train --vocab-size {config.vocab_size}")
+        config.eos_token_id = [tokenizer.control[EOS], tokenizer.control[PAD]]
+        config.pad_token_id = tokenizer.control[PAD]
+        return Decoder(config, seed=settings.seed), None
+    check_vocabulary(config, tokenizer, "use the tokenizer of the checkpoint")
     model = load_model(checkpoint)
-    check_vocabulary(model.config, tokenizer, "use the tokenizer of the checkpoint")
     if settings.loop:
         model = fold(model)
     if yarn := settings.yarn or stage.yarn:
