@@ -6,6 +6,7 @@ tensor and a tensor for each expert. Nothing is rounded either way.
 
 import re
 from collections.abc import Mapping
+from math import prod
 
 import torch
 from torch import Tensor
@@ -55,3 +56,21 @@ def from_released(released: Mapping[str, Tensor], config: ModelConfig) -> dict[s
                 name = name.replace(theirs, ours)  # noqa: PLW2901
             tensors[name] = tensor
     return tensors
+
+
+def released_places(name: str, shape: tuple[int, ...], config: ModelConfig) -> list[tuple[str, tuple[int, ...], int]]:
+    """Where the elements of a decoder's tensor lie under released names: (name, its shape, first element there).
+
+    In the order of the flattened tensor, an even share of it each; what `to_released` does, for slices.
+    """
+    if found := STACKED.fullmatch(name):
+        return [(f"{found[1]}.experts.{i}.{found[2]}.weight", shape[1:], 0) for i in range(shape[0])]
+    for number, part in enumerate(PARTS):
+        if f".self_attn.{part}." in name:
+            keys = config.num_key_value_heads * config.head_dim
+            rows = (0, config.hidden_size, config.hidden_size + keys, config.hidden_size + 2 * keys)
+            joined = name.replace(f"self_attn.{part}", "attention.query_key_value")
+            return [(joined, (rows[-1], *shape[1:]), rows[number] * prod(shape[1:]))]
+    for ours, theirs in RENAMED.items():
+        name = name.replace(ours, theirs)
+    return [(name, shape, 0)]

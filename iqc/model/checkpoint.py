@@ -57,7 +57,7 @@ def released_names(model: Decoder) -> dict[str, Tensor]:
 def publish(building: Path, target: Path) -> None:
     """Give a finished directory its name, after its bytes are on the disk. Both must lie in the same directory."""
     building.chmod(0o755)
-    for path in (*building.iterdir(), building):
+    for path in (*building.rglob("*"), building):
         _sync(path)
     if target.exists():
         # A directory cannot be renamed over one that has files. Killed between the two renames, the old one is whole,

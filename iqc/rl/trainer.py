@@ -30,8 +30,9 @@ from iqc.tokens.order import row_indices
 from iqc.tokens.special import PAD
 from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tokenizer import load as load_tokenizer
+from iqc.train.checkpoints import load_pieces, pieces_of
 from iqc.train.optimizer import make_optimizer
-from iqc.train.run import Run, find_checkpoint, load_named_state
+from iqc.train.run import Run, find_checkpoint
 from iqc.train.stages import peak_rate
 from iqc.train.step import CLIP
 from iqc.train.trainer import parent_input
@@ -147,8 +148,9 @@ def train(
         model.to(device).train()
         optimizer = make_optimizer(model, rate, "adamw")
         if progress is not None:
-            load_named_state(model, optimizer, progress.optimizer_state)
+            load_pieces(model, optimizer, progress.stored)
         for step in range(first, settings.updates):
+            run.copied()
             started = time.monotonic()
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1.0, (step + 1) / WARMUP)
@@ -183,7 +185,7 @@ def train(
             done = step + 1 == settings.updates
             if done or (settings.save_every and (step + 1) % settings.save_every == 0):
                 made = partial(lineage, asked, inputs, parent, step + 1, metrics["reward"])
-                run.save(step + 1, model, optimizer, made, done)
+                run.save(step + 1, model, pieces_of(model, optimizer), made, done)
     return {"updates": settings.updates, "tasks": len(tasks)}
 
 

@@ -6,83 +6,128 @@
 
 A checkpoint appears under its name when it is whole and on the disk; `run.json` has the SHA-256 of every file, and a
 checkpoint that does not match is passed over, said aloud, for the one before it. A run that is started again with the
-same settings goes on from the newest good checkpoint; its metrics are cut back to that update.
+same settings goes on from the newest good checkpoint; its metrics are cut back to that update. With several ranks each
+writes its part of the tensors and rank 0 does the rest; the directory must be one that all of them see.
+
+There is no state of a random number generator: training draws nothing but from (seed, update).
 """
 
 import hashlib
+import json
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar, cast
 
 import orjson
-import torch
-from safetensors.torch import load_file, save_file
 
-from iqc import __version__
+from iqc.cores import usable_cores
 from iqc.errors import IqcError
-from iqc.model.checkpoint import WEIGHTS, load_model, publish, save_model
+from iqc.model.checkpoint import CONFIG, load_config, load_model, publish
 from iqc.model.decoder import Decoder
 from iqc.streams.lineage import differences, identity
 from iqc.streams.writer import lock
+from iqc.train.checkpoints import MODEL, Layout, Piece, Stored, is_model
+from iqc.train.environment import environment, repeatable
+from iqc.train.ranks import Ranks
+from iqc.train.saver import Saver, sha256, unwritable
 
-OPTIMIZER, STATE, LINEAGE, METRICS = "optimizer.safetensors", "run.json", "lineage.json", "metrics.jsonl"
+STATE, LINEAGE, METRICS = "run.json", "lineage.json", "metrics.jsonl"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+T = TypeVar("T")
+GIB = 1 << 30
 KEPT = 2  # checkpoints: the newest, and one to go back to
-
-
-def environment() -> dict:
-    """What a bitwise continuation needs to be the same."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    switches = {name: os.environ[name] for name in ("IQC_ATTENTION", "IQC_COMPILE") if name in os.environ}
-    found = {"iqc": __version__, "torch": torch.__version__, "device": device, "threads": torch.get_num_threads()}
-    return found | switches
 
 
 @dataclass(slots=True)
 class Progress:
-    """Where a run stands: `step` updates are done."""
+    """Where a run stands: `step` updates are done.
+
+    `state` is what `save` was given; `exact` says whether what follows is what an uninterrupted run would have given.
+    """
 
     step: int
-    model: Decoder
-    optimizer_state: dict[str, torch.Tensor]
     path: Path
+    state: dict
+    exact: bool
+
+    @property
+    def stored(self) -> Stored:
+        """The tensors, slice by slice."""
+        return Stored(self.path, load_config(self.path))
+
+    @property
+    def model(self) -> Decoder:
+        """The whole model, on the CPU."""
+        return load_model(self.path)
 
 
 class Run:
     """The directory of one run. A context manager: it is locked against a second process while it is open."""
 
-    def __init__(self, directory: str | Path, settings: dict, tokenizer: Path | None):
-        """`settings`: all that decides the result, as JSON; a run made with others is refused."""
+    def __init__(
+        self,
+        directory: str | Path,
+        settings: dict,
+        tokenizer: Path | None,
+        ranks: Ranks | None = None,
+        layout: dict | None = None,
+    ):
+        """`settings`: all that decides the result, as JSON; a run made with others is refused. `layout`: how the work
+        is cut; with another the run goes on, but not bit for bit. All ranks make a Run."""
         self.directory = Path(directory)
         self.settings = orjson.loads(orjson.dumps(settings))
         self.tokenizer = tokenizer
+        self.ranks = ranks or Ranks()
+        self.environment = environment() | {"ranks": self.ranks.size} | (layout or {})
+        self.drifts: list[dict] = []  # where the run went on in another environment
+        self.saver = Saver(self.ranks)
+        self.metrics: BinaryIO | None = None
+        self._as_main(self._open)
+
+    def _open(self) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
-            raise IqcError("is a file, not a run directory", where=str(directory), remedy="name another -o") from None
+            remedy = "name another -o"
+            raise IqcError("is a file, not a run directory", where=str(self.directory), remedy=remedy) from None
         self.lock = open(self.directory / ".lock", "w")  # noqa: SIM115  (held while the run is open)
         if not lock(self.lock):
             self.lock.close()
-            raise IqcError("another process is training here", where=str(directory))
+            raise IqcError("another process is training here", where=str(self.directory))
         for stale in self.directory.glob(".step-*"):  # what a killed process was writing
             shutil.rmtree(stale, ignore_errors=True)
-        self.metrics: BinaryIO | None = None
+
+    def _as_main(self, action: Callable[[], T]) -> T:
+        """What `action` gives on rank 0, where alone it runs; its errors are everyone's."""
+        return cast(T, self.saver.together(lambda: action() if self.ranks.main else None)[0])
 
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.metrics is not None:
-            self.metrics.close()
-        self.lock.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.saver.wait()  # what was saved before an error is kept
+        except Exception as fault:
+            if error is None:
+                raise
+            print(f"iqc: {fault}", file=sys.stderr)
+        finally:
+            if self.metrics is not None:
+                self.metrics.close()
+            if self.ranks.main:
+                self.lock.close()
 
     def resume(self) -> Progress | None:
-        """The newest good checkpoint, or None; the metrics are cut back to it."""
+        """The newest good checkpoint, or None; the metrics are cut back to it. Again later, it is the way back."""
+        self.saver.wait()
+        return self._as_main(self._newest)
+
+    def _newest(self) -> Progress | None:
         for path in sorted(self.directory.glob("step-*"), reverse=True):
             fault = damage(path)
             if fault is not None:
@@ -96,16 +141,23 @@ class Run:
                     where=str(self.directory),
                     remedy="name another -o, or remove the directory to start anew",
                 )
-            drift = differences(state["environment"], environment())
+            drift = differences(state["environment"], self.environment)
+            self.drifts = state.get("drifts", [])
             if drift:
-                print(f"iqc: {path}: going on, but not bit for bit ({'; '.join(drift)})", file=sys.stderr)
+                print(
+                    f"iqc: {path}: going on, but its losses will differ by rounding: {'; '.join(drift)}",
+                    file=sys.stderr,
+                )
+                self.drifts = [*self.drifts, {"step": state["step"], "changes": drift}]
             self._open_metrics(state["step"])
-            return Progress(state["step"], load_model(path), load_file(path / OPTIMIZER), path)
+            return Progress(state["step"], path, state.get("state", {}), exact=not drift and repeatable())
         self._open_metrics(0)
         return None
 
     def _open_metrics(self, step: int) -> None:
         """Open the metrics for appending, cut in place: a kill at any moment leaves the lines of the checkpoint."""
+        if self.metrics is not None:
+            self.metrics.close()
         self.metrics = metrics = open(self.directory / METRICS, "a+b")  # noqa: SIM115
         metrics.seek(0)
         kept = metrics.read().splitlines(keepends=True)[:step]
@@ -114,79 +166,107 @@ class Run:
         metrics.truncate(sum(map(len, kept)))
 
     def log(self, metrics: dict) -> None:
-        """Add the line of an update; after `resume`."""
-        assert self.metrics is not None
-        self.metrics.write(orjson.dumps(metrics) + b"\n")
-        self.metrics.flush()
+        """Add the line of an update; after `resume`. Rank 0 writes it."""
+        if self.ranks.main:
+            assert self.metrics is not None
+            try:
+                self.metrics.write(orjson.dumps(metrics) + b"\n")
+                self.metrics.flush()
+            except OSError as error:
+                raise unwritable(error, self.directory / METRICS) from None
+
+    def need(self, size: int, saves: int) -> None:
+        """Before the first update: IqcError unless there is room for so many checkpoints of `size` bytes, of which
+        KEPT stay and one more is written beside them."""
+        self._as_main(lambda: self._room(size, min(saves, KEPT + 1)))
+        self.saver.reserve(size // self.ranks.size if saves and self.ranks.device.type == "cuda" else 0)
+
+    def _room(self, size: int, saves: int) -> None:
+        held = sum(file.stat().st_size for file in self.directory.glob("step-*/**/*") if file.is_file())
+        wanted, free = saves * size - held, shutil.disk_usage(self.directory).free
+        if wanted > free:
+            raise IqcError(
+                f"{free / GIB:.2f} GiB of disk are free for {saves} checkpoints of {size / GIB:.2f} GiB, "
+                f"{held / GIB:.2f} of them written",
+                where=str(self.directory),
+                remedy="make room, or name an -o on a larger disk",
+            )
 
     def save(
         self,
         step: int,
         model: Decoder,
-        optimizer: torch.optim.Optimizer,
+        pieces: Iterable[Piece],
         lineage: Callable[[str], dict],
         done: bool,
-    ) -> Path:
-        """Publish the checkpoint of `step` updates, then drop those that are too old to be wanted.
+        state: dict | None = None,
+    ) -> None:
+        """Begin the checkpoint of `step` updates. It is published when it is whole, then those too old are dropped.
 
-        IqcError, and nothing is published, when a weight is not finite: the last update's loss was before its step.
+        All ranks call it, each with the pieces that it holds. `model` is asked for its config and dtype alone.
+        `lineage` makes the lineage from the digest of the weights. `state`: JSON that `resume` gives back.
 
-        `lineage` makes the lineage from the digest of the weights.
+        Errors (a full disk, a weight that is not finite) are raised by a later call; then nothing is published.
         """
-        for name, tensor in model.named_parameters():
-            if not bool(torch.isfinite(tensor).all()):
-                raise IqcError(f"{name} is not finite after update {step}", remedy="lower --rate, or look at the data")
-        target = self.directory / f"step-{step:08d}"
-        building = Path(tempfile.mkdtemp(prefix=".step-", dir=self.directory))
-        files = [self.tokenizer / name for name in TOKENIZER] if self.tokenizer else []
-        save_model(building / "model", model, files=files)
-        for path in sorted((building / "model").iterdir()):
-            path.rename(building / path.name)
-        (building / "model").rmdir()
-        save_file(named_state(model, optimizer), building / OPTIMIZER)
-        made = lineage("sha256:" + sha256(building / WEIGHTS))
-        (building / LINEAGE).write_bytes(orjson.dumps(made, option=orjson.OPT_INDENT_2) + b"\n")
+        dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
+        config = json.dumps(model.config.to_hf(dtype), indent=2) + "\n"
+        kept = orjson.loads(orjson.dumps(state or {}))  # it may change while this is written
+
+        def finish(building: Path, layout: Layout, digests: dict[str, str]) -> None:
+            self._finish(building, step, layout, digests, config, lineage, done, kept)
+
+        self.saver.start(pieces, model.config, self.directory, step, finish)
+
+    def _finish(
+        self,
+        building: Path,
+        step: int,
+        layout: Layout,
+        digests: dict[str, str],
+        config: str,
+        lineage: Callable[[str], dict],
+        done: bool,
+        kept: dict,
+    ) -> None:
+        """Put beside the tensors what makes them a checkpoint, and give it its name."""
+        written = dict(layout.indexes)
+        tokenizer = [self.tokenizer / name for name in TOKENIZER] if self.tokenizer else []
+        for file in filter(is_model, layout.slots):
+            place = file.removesuffix(MODEL)
+            written[f"{place}{CONFIG}"] = config.encode()
+            written |= {f"{place}{path.name}": path.read_bytes() for path in tokenizer}
+            weights = [digests[path] for path in sorted({slot.path for slot in layout.slots[file].values()})]
+            made = lineage(joint_digest(weights))
+            written[f"{place}{LINEAGE}"] = orjson.dumps(made, option=orjson.OPT_INDENT_2) + b"\n"
+        for path, data in written.items():
+            (building / path).write_bytes(data)
         state = {
             "step": step,
             "done": done,
             "settings": self.settings,
-            "environment": environment(),
-            "sha256": {path.name: sha256(path) for path in sorted(building.iterdir())},
+            "environment": self.environment,
+            "sha256": dict(sorted((digests | {path: sha256(building / path) for path in written}).items())),
         }
+        state |= {name: value for name, value in (("state", kept), ("drifts", self.drifts)) if value}
         state["digest"] = identity(state)
         (building / STATE).write_bytes(orjson.dumps(state, option=orjson.OPT_INDENT_2) + b"\n")
         if self.metrics is not None:
             os.fsync(self.metrics.fileno())
+        target = self.directory / f"step-{step:08d}"
         publish(building, target)
         ours = [path for path in sorted(self.directory.glob("step-*")) if path <= target]  # a damaged one may be ahead
         for old in ours[:-KEPT]:
             hidden = old.with_name(f".{old.name}")  # never half of a checkpoint under its name
             old.rename(hidden)
             shutil.rmtree(hidden)
-        return target
 
+    def copied(self) -> None:
+        """Call before weights, optimiser or anything else that is saved changes. Raises what went wrong in writing."""
+        self.saver.copied()
 
-def named_state(model: Decoder, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's tensors under `PARAMETER/KEY`."""
-    return {
-        f"{name}/{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in sorted(optimizer.state.get(parameter, {}).items())
-    }
-
-
-def load_named_state(model: Decoder, optimizer: torch.optim.Optimizer, state: dict[str, torch.Tensor]) -> None:
-    """Put the tensors of `named_state` back."""
-    for name, parameter in model.named_parameters():
-        found = {key.rpartition("/")[2]: value for key, value in state.items() if key.rpartition("/")[0] == name}
-        if found:
-            moved = {key: value if key == "step" else value.to(parameter.device) for key, value in found.items()}
-            optimizer.state[parameter] = moved
-
-
-def sha256(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def settle(self) -> None:
+        """Wait until the last checkpoint is published."""
+        self.saver.wait()
 
 
 def damage(path: Path) -> str | None:
@@ -195,7 +275,9 @@ def damage(path: Path) -> str | None:
         state = orjson.loads((path / STATE).read_bytes())
         if identity({key: value for key, value in state.items() if key != "digest"}) != state["digest"]:
             return f"{STATE} was altered"
-        wrong = [name for name, digest in state["sha256"].items() if sha256(path / name) != digest]
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            found = pool.map(sha256, [path / name for name in state["sha256"]])
+            wrong = [name for (name, digest), now in zip(state["sha256"].items(), found) if now != digest]
         return f"{wrong[0]} does not match its checksum" if wrong else None
     except PermissionError as error:
         raise IqcError("may not be read", where=str(error.filename), remedy="make the run readable") from None
@@ -210,7 +292,8 @@ def find_checkpoint(path: str | Path) -> Path:
     """
     place = Path(path)
     if (place / "config.json").is_file():
-        if (place / STATE).is_file() and (fault := damage(place)):
+        whole = checkpoint_of(place)
+        if (whole / STATE).is_file() and (fault := damage(whole)):
             raise IqcError(
                 f"a damaged checkpoint: {fault}", where=str(path), remedy="give its run: the one before is taken"
             )
@@ -225,19 +308,26 @@ def find_checkpoint(path: str | Path) -> Path:
     )
 
 
-def stage_of(checkpoint: Path) -> str | None:
+def checkpoint_of(model: Path) -> Path:
+    """The checkpoint that a model directory is, or is a part of, such as an average of its weights."""
+    return model.parent if (model.parent / STATE).is_file() else model
+
+
+def stage_of(model: Path) -> str | None:
     """The name of the stage that made a checkpoint, or None for a model from elsewhere."""
     try:
-        return orjson.loads((checkpoint / STATE).read_bytes())["settings"].get("stage")
+        return orjson.loads((checkpoint_of(model) / STATE).read_bytes())["settings"].get("stage")
     except FileNotFoundError:
         return None
 
 
 def weights_digest(checkpoint: Path) -> str:
     """The digest of a model's weights, in one file or in shards."""
-    files = sorted(checkpoint.glob("model*.safetensors"))
-    digests = [sha256(path) for path in files]
-    return "sha256:" + (digests[0] if len(files) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest())
+    return joint_digest([sha256(path) for path in sorted(checkpoint.glob("model*.safetensors"))])
+
+
+def joint_digest(digests: list[str]) -> str:
+    return "sha256:" + (digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest())
 
 
 def lineage_inputs(checkpoint: Path) -> dict | None:

@@ -25,8 +25,9 @@ from iqc.tokens.loader import Limits, batches, in_order
 from iqc.tokens.special import PAD
 from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tokenizer import load as load_tokenizer
+from iqc.train.checkpoints import checkpoint_bytes, load_pieces, pieces_of
 from iqc.train.optimizer import make_optimizer
-from iqc.train.run import Run, find_checkpoint, lineage_inputs, load_named_state, weights_digest
+from iqc.train.run import Run, find_checkpoint, lineage_inputs, weights_digest
 from iqc.train.settings import PRECISIONS, TrainSettings
 from iqc.train.stages import TABLE, TrainingStage, learning_rate, peak_rate
 from iqc.train.stages import stage as find_stage
@@ -79,19 +80,22 @@ def train(
         first = 0
         if progress is not None:
             model, first = progress.model, progress.step
-            say(quiet, f"{stage.name}: going on after update {first} of {steps}")
+            exact = ", bit for bit" if progress.exact else ""
+            say(quiet, f"{stage.name}: going on after update {first} of {steps}{exact}")
         model.to(device, dtype).train()
         model.model.recompute = Recompute.parse(settings.recompute)
         if device.type == "cuda":
             compile_blocks(model)
         optimizer = make_optimizer(model, peak, settings.optimizer)
         if progress is not None:
-            load_named_state(model, optimizer, progress.optimizer_state)
+            load_pieces(model, optimizer, progress.stored)
         source = stack.enter_context(
             closing(batches(dataset, limits, seed=settings.seed, batch_rows=settings.batch_rows, start=first))
         )
+        run.need(checkpoint_bytes(model), math.ceil((steps - first) / (settings.save_every or steps)) if steps else 1)
         started, seen = time.monotonic(), 0.0
         for step in range(first, steps):
+            run.copied()
             rate = learning_rate(stage, peak, step, steps)
             made = update(model, optimizer, next(source), rate, settings.micro_rows, products)
             metrics = {"step": step, "rate": rate} | made
@@ -106,11 +110,12 @@ def train(
             done = step + 1 == steps
             if done or (settings.save_every and (step + 1) % settings.save_every == 0):
                 history = partial(lineage, asked, inputs, parent, step + 1, metrics["loss"])
-                run.save(step + 1, model, optimizer, history, done)
+                run.save(step + 1, model, pieces_of(model, optimizer), history, done)
         if progress is not None and first == steps:
             say(quiet, f"{stage.name}: {directory} is complete already")
         elif steps == 0:
-            run.save(0, model, optimizer, partial(lineage, asked, inputs, parent, 0, None), True)
+            history = partial(lineage, asked, inputs, parent, 0, None)
+            run.save(0, model, pieces_of(model, optimizer), history, True)
     return {"updates": steps, "rows": len(dataset)}
 
 

@@ -3,6 +3,7 @@
 The kills themselves are in tests/commands/test_kills.py, for every command that writes.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from iqc.errors import IqcError
 from iqc.model.config import preset
 from iqc.model.decoder import Decoder
 from iqc.train import run as runs
+from iqc.train.checkpoints import pieces_of
 from iqc.train.optimizer import make_optimizer
 from iqc.train.run import KEPT, Run, damage, find_checkpoint, read_metrics
 
@@ -119,8 +121,11 @@ def test_a_changed_environment_is_announced(room, run, capfd, monkeypatch):
     here = runs.environment()
     monkeypatch.setattr(runs, "environment", lambda: here | {"torch": "0.1"})
     room.train(run, save_every=1)
-    assert f"not bit for bit (torch: {here['torch']}, now 0.1)" in capfd.readouterr().err
+    change = f"torch: {here['torch']}, now 0.1"
+    assert f"going on, but its losses will differ by rounding: {change}" in capfd.readouterr().err
     assert damage(run / "step-00000004") is None
+    assert json.loads((run / "step-00000004/run.json").read_text())["drifts"] == [{"step": 3, "changes": [change]}]
+    assert "drifts" not in json.loads((run / "step-00000003/run.json").read_text())
 
 
 def test_a_second_process_is_refused_and_a_dead_one_is_not(room, run, environment):
@@ -193,6 +198,7 @@ def test_weights_that_are_not_finite_are_not_published(tmp_path):
     with Run(tmp_path / "run", {"a": 1}, None) as run, torch.no_grad():
         run.resume()
         model.lm_head.weight[0, 0] = float("inf")
+        run.save(7, model, pieces_of(model, optimizer), lambda digest: {}, done=True)
         with pytest.raises(IqcError, match=r"lm_head\.weight is not finite after update 7"):
-            run.save(7, model, optimizer, lambda digest: {}, done=True)
-    assert not list((tmp_path / "run").glob("step-*"))
+            run.settle()
+    assert not list((tmp_path / "run").glob("*step-*"))
