@@ -43,8 +43,8 @@ def starting_config(settings: TrainSettings, stage: TrainingStage) -> tuple[Mode
     config = load_config(checkpoint)
     if settings.loop:
         config = looped(config)
-    if settings.yarn:
-        extend_context(config, settings.yarn)
+    if yarn := settings.yarn or stage.yarn:
+        extend_context(config, yarn)
     return config, checkpoint
 
 
