@@ -321,11 +321,16 @@ class Decoder(nn.Module):
             total = total + self.config.router_aux_loss_coef * w.sum() * balance
         return total, w.sum()
 
-    def token_logprobs(self, tokens: Tensor, lengths: Sequence[Sequence[int]] | None = None) -> Tensor:
-        """[B, T]: log p(tokens[b, t] | earlier tokens of its document) in nats, 0 where nothing is predicted."""
+    def token_logprobs(
+        self, tokens: Tensor, lengths: Sequence[Sequence[int]] | None = None, wanted: Tensor | None = None
+    ) -> Tensor:
+        """[B, T]: log p(tokens[b, t] | earlier tokens of its document) in nats, 0 where nothing is predicted, or not
+        `wanted`, bool [B, T]."""
         documents = self.documents(tokens, lengths)
         hidden = self.model(tokens, documents)
         chosen = _predicted(documents)
+        if wanted is not None:
+            chosen = chosen & wanted[:, 1:]
         values = linear_logprobs(hidden[:, :-1][chosen], self.head, tokens[:, 1:][chosen])
         if debugging():
             check_finite(values, "lm_head")

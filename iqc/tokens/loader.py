@@ -15,6 +15,7 @@ from iqc.errors import BadRecord
 from iqc.tokens.dataset import Dataset
 from iqc.tokens.order import row_indices
 
+CHOSEN, REJECTED = "#chosen", "#rejected"  # the ends of the ids of a pair
 AHEAD = 2  # batches made before they are asked for
 
 
@@ -31,11 +32,13 @@ class Batch:
 
 @dataclass(slots=True)
 class Limits:
-    """What a model takes: rows of at most `context` tokens, each below `vocab_size`; `pad_id` fills a batch up."""
+    """What a model takes: rows of at most `context` tokens, each below `vocab_size`; `pad_id` fills a batch up. Rows of
+    preference pairs alone with `pairs`, none of them without: there the rejected answers would be learnt, too."""
 
     context: int
     vocab_size: int
     pad_id: int
+    pairs: bool = False
 
 
 def batches(
@@ -70,8 +73,8 @@ def in_order(dataset: Dataset, limits: Limits, batch_rows: int) -> Iterator[Batc
 
 
 def assemble(dataset: Dataset, indices: Sequence[int] | NDArray[np.int64], limits: Limits) -> Batch:
-    """Those rows as one batch of T = `limits.context`. Raises BadRecord, which names it, for a row that is longer, or
-    has a token that the model does not know."""
+    """Those rows as one batch of T = `limits.context`. Raises BadRecord, which names it, for a row that is longer, has
+    a token that the model does not know, or is no row of pairs where it has to be, or the other way round."""
     indices = np.asarray(indices, np.int64)
     tokens = np.empty((len(indices), limits.context), np.int64)
     weights = np.empty((len(indices), limits.context), np.float32)
@@ -83,6 +86,12 @@ def assemble(dataset: Dataset, indices: Sequence[int] | NDArray[np.int64], limit
                 f"a row of {size} tokens for a context of {limits.context}",
                 where=dataset.place(int(indices[at])),
                 remedy=f"iqc pack --context {limits.context}",
+            )
+        if pairs_in(row.ids) != (list(range(0, len(row.ids), 2)) if limits.pairs else []):
+            raise BadRecord(
+                "a row with samples that are no preference pair" if limits.pairs else "a row with preference pairs",
+                where=dataset.place(int(indices[at])),
+                remedy="pack pairs alone for stage dpo, and without them for other stages",
             )
         tokens[at, :size], weights[at, :size] = row.tokens, row.loss
         if size < limits.context:
@@ -96,3 +105,9 @@ def assemble(dataset: Dataset, indices: Sequence[int] | NDArray[np.int64], limit
             remedy="pack again with the tokenizer of the model",
         )
     return Batch(tokens, weights, lengths)
+
+
+def pairs_in(ids: list[str]) -> list[int]:
+    """Which documents of a row are the first of a preference pair, of which iqc.tokens.tokenise makes neighbours."""
+    ends = (number for number, name in enumerate(ids) if name.endswith(REJECTED) and number)
+    return [end - 1 for end in ends if ids[end - 1] == ids[end].removesuffix(REJECTED) + CHOSEN]

@@ -78,6 +78,11 @@ def check_rows(inputs: list[Input], limits: Limits) -> None:
     Rows of which it tells nothing are checked when they are read.
     """
     packed = [node["counts"] for item in inputs for node in packings(item)]
+    kinds = {kind for counts in packed for kind, tokens in counts.get("by_kind", {}).items() if tokens}
+    if limits.pairs and kinds - {"preference"}:
+        raise IqcError(f"rows of {', '.join(sorted(kinds))} for a loss of pairs", remedy="pack preference pairs alone")
+    if not limits.pairs and "preference" in kinds:
+        raise IqcError("rows with preference pairs", remedy="--stage dpo: other stages would learn what was rejected")
     for counts in packed:
         if counts.get("longest", 0) > limits.context:
             raise IqcError(

@@ -54,7 +54,7 @@ def train(
         raise IqcError(
             f"a context of {context}", remedy=f"the model was made for {config.max_position_embeddings} tokens"
         )
-    limits = Limits(context, config.vocab_size, tokenizer.control[PAD])
+    limits = Limits(context, config.vocab_size, tokenizer.control[PAD], pairs=stage.loss == "dpo")
     check_rows(inputs, limits)
     if valid is not None and not any([batch.weights.any() for batch in in_order(valid, limits, settings.batch_rows)]):
         raise IqcError("held-out rows without a token to learn", remedy="give another --valid")

@@ -34,15 +34,19 @@ class Room:
     place: Path
 
     def pack(self, name: str, texts: list[str], tokens: str = "tokenizer", context: int = 64, **fields) -> Path:
+        records = [{"id": f"{name}{n}", "text": text} | fields for n, text in enumerate(texts)]
+        return self.pack_records(name, records, tokens, context)
+
+    def pack_records(self, name: str, records: list[dict], tokens="tokenizer", context=64, **asked) -> Path:
+        """`iqc pack`, whose options are `asked`."""
         from functools import partial
 
         raw, out = self.place / f"{name}.jsonl", self.place / f"{name}.zst"
-        records = [{"id": f"{name}{n}", "text": text} | fields for n, text in enumerate(texts)]
         raw.write_text("".join(json.dumps(record) + "\n" for record in records))
         reduce, measured = packing(Packer(context))
         options = {"tokenizer": tokenizer.load(self.place / tokens).digest}
         settings = Settings([str(raw)], str(out), jobs=1, quiet=True)
-        factory = partial(tokenise_stage, str(self.place / tokens))
+        factory = partial(tokenise_stage, str(self.place / tokens), context=context, **asked)
         run_stage("pack", options, settings, factory, reduce=reduce, measure=measured)
         return out
 
