@@ -103,3 +103,43 @@ def make_stream() -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def rows_of() -> Callable[..., list[dict]]:
+    """Sequence records: row i has i % 9 + 2 tokens base + 100 * i + place, in two documents where it has more than
+    three."""
+    import numpy as np
+
+    from iqc.tokens.sequence import encode_sequence
+
+    def make(count: int, weight: float = 1.0, base: int = 0) -> list[dict]:
+        out = []
+        for i in range(count):
+            size = i % 9 + 2
+            lengths = np.array([size] if size < 4 else [2, size - 2], np.uint32)
+            tokens = base + 100 * i + np.arange(size, dtype=np.uint32)
+            ids = [f"{i}-{d}" for d in range(lengths.size)]
+            loss = np.full(size, weight, "f4")
+            out.append(encode_sequence(id=str(i), ids=ids, tokens=tokens, lengths=lengths, loss=loss))
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_rows() -> Callable[..., dict]:
+    """Write records to a stream file, a sequence a frame, as a stage does that gathers its records."""
+    from iqc.streams.lineage import Stage, lineage_of
+    from iqc.streams.writer import AtomicFile, StreamWriter
+
+    def write(path: Path, records: list[dict], counts: dict | None = None, options: dict | None = None) -> dict:
+        out = StreamWriter(AtomicFile(path))
+        for record in records:
+            out.add_record(record)
+        stage = Stage("pack", "1", options or {})
+        made = lineage_of(stage, [], {"read": 0, "kept": len(records)} | (counts or {}), out.output())
+        out.finish(made)
+        return made
+
+    return write

@@ -97,9 +97,10 @@ class Shard:
 class Dataset:
     """Rows by number, 0 ... len - 1, in the order of the inputs. For one thread at a time; a context manager."""
 
-    def __init__(self, parts: list[Shard | Held], files: OpenFiles) -> None:
-        """IqcError when there are no rows."""
+    def __init__(self, parts: list[Shard | Held], files: OpenFiles, sizes: list[int]) -> None:
+        """`sizes`: how many rows each input has. IqcError when there are no rows."""
         self.parts = parts
+        self.sizes = sizes
         self._files = files
         self._ends = list(accumulate(map(len, parts)))
         if not len(self):
@@ -145,6 +146,7 @@ def open_dataset(names: list[str], max_held: int = MAX_HELD) -> tuple[Dataset, l
     files = OpenFiles()
     parts: list[Shard | Held] = []
     inputs: list[Input] = []
+    sizes: list[int] = []
     for name in names or [""]:
         found, item = _in_place(name, files)
         if item is None:
@@ -154,7 +156,8 @@ def open_dataset(names: list[str], max_held: int = MAX_HELD) -> tuple[Dataset, l
             found, (item,) = [rows], source.results()
         parts += found
         inputs.append(item)
-    return Dataset(parts, files), inputs
+        sizes.append(sum(map(len, found)))
+    return Dataset(parts, files, sizes), inputs
 
 
 def _in_place(name: str, files: OpenFiles) -> tuple[list[Shard | Held], Input | None]:

@@ -3,10 +3,10 @@
 So a run goes on from any step by reading that step's rows alone. Batches are made ahead, in a thread.
 """
 
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,13 @@ AHEAD = 2  # batches made before they are asked for
 class Batch:
     """tokens [B, T] int64, padded at the end; weights [B, T] f32: the weight of predicting tokens[b, t] from those
     before it in its document, 0 at the first token of a document and in the padding; lengths: per row the lengths
-    [documents] of its documents, which add up to the row's tokens without padding."""
+    [documents] of its documents, which add up to the row's tokens without padding; domains [B] int64: the number of
+    the source of each row, None where rows have no sources."""
 
     tokens: NDArray[np.int64]
     weights: NDArray[np.float32]
     lengths: list[NDArray[np.int64]]
+    domains: NDArray[np.int64] | None = None
 
 
 @dataclass(slots=True)
@@ -39,6 +41,42 @@ class Limits:
     vocab_size: int
     pad_id: int
     pairs: bool = False
+
+
+class Ahead:
+    """Batches by their number, made in a thread before they are asked for: the next AHEAD after the one taken last."""
+
+    def __init__(self, make: Callable[[int], Batch]) -> None:
+        """`make` is called in the thread alone."""
+        self._make = make
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._made: dict[int, Future[Batch]] = {}
+
+    def take(self, number: int, end: int) -> Batch:
+        """A batch; those from `end` on are not made ahead. What went wrong in the thread is raised here, at the batch
+        that it spoils."""
+        wanted = range(number, min(number + 1 + AHEAD, end))
+        for other in [made for made in self._made if made not in wanted]:
+            self._made.pop(other).cancel()
+        for other in wanted:
+            if other not in self._made:
+                self._made[other] = self._thread.submit(self._make, other)
+        return self._made.pop(number).result()
+
+    def ask(self, function: Callable[[], Batch]) -> Batch:
+        """What a function gives in the thread."""
+        return self._thread.submit(function).result()
+
+    def forget(self) -> None:
+        """Batches are made anew: they would be others now. Afterwards none is being made."""
+        for made in self._made.values():
+            made.cancel()
+        self._made.clear()
+        self._thread.submit(int).result()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(cancel_futures=True)
 
 
 def batches(
@@ -55,15 +93,12 @@ def batches(
         indices = row_indices(len(dataset), seed, batch * batch_rows + first, end - first)
         return assemble(dataset, indices, limits)
 
-    thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    ahead = Ahead(make)
     try:
-        made = deque(thread.submit(make, start + ahead) for ahead in range(AHEAD))
-        while True:
-            start += 1
-            made.append(thread.submit(make, start + AHEAD - 1))
-            yield made.popleft().result()
+        for number in count(start):
+            yield ahead.take(number, number + 1 + AHEAD)
     finally:
-        thread.shutdown(cancel_futures=True)
+        ahead.close()
 
 
 def in_order(dataset: Dataset, limits: Limits, batch_rows: int) -> Iterator[Batch]:

@@ -11,10 +11,8 @@ import pytest
 from iqc.streams.lineage import Digest, Stage, lineage_of
 from iqc.streams.output import shard_name
 from iqc.streams.reader import MANIFEST
-from iqc.streams.writer import AtomicFile, StreamWriter
 from iqc.tokens import tokenizer
 from iqc.tokens.law.form import Law
-from iqc.tokens.sequence import encode_sequence
 
 SOURCES = [Path(module.__file__).read_text(encoding="utf-8") for module in (argparse, json.decoder, textwrap)]
 SPANS = {"alpha_N": (0.2, 0.6), "alpha_D": (0.2, 0.6), "L_inf": (0.3, 1.2)}  # of a planted law
@@ -51,39 +49,6 @@ def saved(tok, tmp_path_factory):
 def hf(saved):
     """The same tokenizer as Transformers loads it."""
     return pytest.importorskip("transformers").AutoTokenizer.from_pretrained(saved)
-
-
-@pytest.fixture(scope="session")
-def rows_of():
-    """Sequence records: row i has i % 9 + 2 tokens 100 * i + place, in two documents where it has more than three."""
-
-    def make(count, weight=1.0):
-        out = []
-        for i in range(count):
-            size = i % 9 + 2
-            lengths = np.array([size] if size < 4 else [2, size - 2], np.uint32)
-            tokens = 100 * i + np.arange(size, dtype=np.uint32)
-            ids = [f"{i}-{d}" for d in range(lengths.size)]
-            loss = np.full(size, weight, "f4")
-            out.append(encode_sequence(id=str(i), ids=ids, tokens=tokens, lengths=lengths, loss=loss))
-        return out
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def write_rows():
-    """Write records to a stream file, a sequence a frame, as a stage does that gathers its records."""
-
-    def write(path, records, counts=None):
-        out = StreamWriter(AtomicFile(path))
-        for record in records:
-            out.add_record(record)
-        made = lineage_of(Stage("pack", "1"), [], {"read": 0, "kept": len(records)} | (counts or {}), out.output())
-        out.finish(made)
-        return made
-
-    return write
 
 
 @pytest.fixture(scope="session")
