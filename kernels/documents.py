@@ -32,6 +32,8 @@ class Documents:
     whole   True when every row holds one document from index 0 (padding after it): plain causal attention is exact
     """
 
+    halo = 0  # see iqc.kernels.zigzag, where rows that are shared tell the same things
+
     def __init__(self, starts: Tensor, real: Tensor | None, whole: bool):
         self.starts, self.real, self.whole = starts, real, whole
         self._masks: dict[int | None, Tensor] = {}
@@ -69,6 +71,11 @@ class Documents:
     def positions(self) -> Tensor:
         """int64 [B, T]: how far into its document a token is."""
         return torch.arange(self.starts.shape[1], device=self.starts.device) - self.starts
+
+    @property
+    def chunk(self) -> int:
+        """Tokens that lie end to end without a halo between: all."""
+        return self.starts.numel()
 
     @cached_property
     def flat_starts(self) -> Tensor:

@@ -8,6 +8,10 @@ costs as much as the attention. The global branch's values are the product's sta
 A tile is waited for where it is asked for, so what comes by ordinary loads (numbers a row, the global branch's output)
 is asked for before the tiles and is under way meanwhile.
 
+Of rows that ranks share (iqc.kernels.zigzag), chunks of queries lie end to end, and of keys the same chunks with a halo
+before each: so many tokens of the chunk before it. A document's start may then lie in the halo, by as much before the
+chunk's begin among the queries.
+
 Sums run in a fixed order: no atomics, results are the same bits each time. On a CPU, and in the tests of CI, the same
 code runs in Triton's interpreter.
 """
@@ -17,6 +21,7 @@ from torch import Tensor
 
 from iqc.kernels.causal_attention import Unsupported
 from iqc.kernels.documents import Documents
+from iqc.kernels.zigzag import Shard
 
 try:
     import triton
@@ -51,6 +56,12 @@ def _seen(key, row, start, WINDOW: tl.constexpr):
 
 
 @triton.jit
+def _shift(first, chunk, HALO: tl.constexpr):
+    """How many tokens of halos lie before the keys of the chunk of this query."""
+    return (first // chunk + 1) * HALO
+
+
+@triton.jit
 def _per_head(row, h, length, HEADS: tl.constexpr):
     """Offsets of (token, head) in a float32 [batch rows, heads, row length]."""
     return (row // length * HEADS + h) * length + row % length
@@ -71,14 +82,15 @@ def _gate_weights(WEIGHT, kv, GROUP: tl.constexpr, PAD: tl.constexpr, SIZE: tl.c
 
 @triton.jit
 def _forward(
-    Q, K, V, FAR, OUT, WEIGHT, BIAS, START, FAR_LSE, LSE, GATE, tokens, length, scale,
+    Q, K, V, FAR, OUT, WEIGHT, BIAS, START, FAR_LSE, LSE, GATE, tokens, length, scale, chunk,
     HEADS: tl.constexpr, GROUP: tl.constexpr, PAD: tl.constexpr, SIZE: tl.constexpr,
-    WINDOW: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
+    WINDOW: tl.constexpr, HALO: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     first, kv = tl.program_id(0) * BLOCK, tl.program_id(1)
     begin = first + BLOCK - KEYS
-    k = K.load([begin, kv * SIZE])  # zeros beyond the ends, as with every descriptor
-    v = V.load([begin, kv * SIZE])
+    shift = _shift(first, chunk, HALO) if HALO > 0 else 0
+    k = K.load([begin + shift, kv * SIZE])  # zeros beyond the ends, as with every descriptor
+    v = V.load([begin + shift, kv * SIZE])
     row = first + tl.arange(0, BLOCK)
     key = begin + tl.arange(0, KEYS)
     live = row < tokens
@@ -110,15 +122,16 @@ def _forward(
 
 @triton.jit
 def _backward_queries(
-    Q, K, V, FAR, GRAD, DQ, WEIGHT, START, LSE, GATE, DOT, SHARE_LSE, DWEIGHT, DBIAS, tokens, length, scale,
+    Q, K, V, FAR, GRAD, DQ, WEIGHT, START, LSE, GATE, DOT, SHARE_LSE, DWEIGHT, DBIAS, tokens, length, scale, chunk,
     HEADS: tl.constexpr, GROUP: tl.constexpr, PAD: tl.constexpr, SIZE: tl.constexpr,
-    WINDOW: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
+    WINDOW: tl.constexpr, HALO: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Adds to DQ, which holds the global branch's part; leaves <dO, O_l> and LSE - log2(1 - g) for the keys' kernel."""
     first, kv = tl.program_id(0) * BLOCK, tl.program_id(1)
     begin = first + BLOCK - KEYS
-    k = K.load([begin, kv * SIZE])
-    v = V.load([begin, kv * SIZE])
+    shift = _shift(first, chunk, HALO) if HALO > 0 else 0
+    k = K.load([begin + shift, kv * SIZE])
+    v = V.load([begin + shift, kv * SIZE])
     row = first + tl.arange(0, BLOCK)
     key = begin + tl.arange(0, KEYS)
     live = row < tokens
@@ -159,14 +172,19 @@ def _backward_queries(
 
 @triton.jit
 def _backward_keys(
-    Q, K, V, GRAD, DK, DV, START, SHARE_LSE, DOT, tokens, length, scale,
+    Q, K, V, GRAD, DK, DV, START, SHARE_LSE, DOT, tokens, length, scale, chunk,
     HEADS: tl.constexpr, GROUP: tl.constexpr, SIZE: tl.constexpr,
-    WINDOW: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
+    WINDOW: tl.constexpr, HALO: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK keys a program, over the STEPS blocks of queries that see them, head by head."""
-    first, kv = tl.program_id(0) * BLOCK, tl.program_id(1)
-    k = K.load([first, kv * SIZE])
-    v = V.load([first, kv * SIZE])
+    """BLOCK keys a program, over the STEPS blocks of queries of its chunk that see them, head by head."""
+    at_keys, kv = tl.program_id(0) * BLOCK, tl.program_id(1)
+    k = K.load([at_keys, kv * SIZE])
+    v = V.load([at_keys, kv * SIZE])
+    first, begin, end = at_keys, 0, tokens  # among the queries
+    if HALO > 0:
+        begin = at_keys // (chunk + HALO) * chunk
+        end = begin + chunk
+        first = at_keys - _shift(begin, chunk, HALO)
     slot = tl.arange(0, BLOCK)
     dk = tl.zeros([BLOCK, SIZE], tl.float32)
     dv = tl.zeros([BLOCK, SIZE], tl.float32)
@@ -176,7 +194,9 @@ def _backward_keys(
         q = Q.load([block, h * SIZE])
         grad = GRAD.load([block, h * SIZE])
         row = block + slot
-        live = row < tokens
+        live = row < end
+        if HALO > 0:
+            live = live & (row >= begin)
         at = _per_head(row, h, length, HEADS)
         start = tl.load(START + row, mask=live, other=0)
         lse = tl.load(SHARE_LSE + at, mask=live, other=float("inf"))
@@ -186,8 +206,8 @@ def _backward_keys(
         dv = tl.dot(p.to(q.dtype), grad, dv, input_precision="ieee")
         dp = tl.dot(v, grad.T, input_precision="ieee")
         dk = tl.dot((p * (dp - dot[None, :])).to(q.dtype), q, dk, input_precision="ieee")
-    DK.store([first, kv * SIZE], (dk * scale).to(k.dtype))
-    DV.store([first, kv * SIZE], dv.to(k.dtype))
+    DK.store([at_keys, kv * SIZE], (dk * scale).to(k.dtype))
+    DV.store([at_keys, kv * SIZE], dv.to(k.dtype))
 
 
 def _tiles(x: Tensor, rows: int) -> TensorDescriptor:
@@ -195,7 +215,9 @@ def _tiles(x: Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(x.view(-1, x.shape[2] * x.shape[3]), [rows, x.shape[3]])
 
 
-def _shape(q: Tensor, k: Tensor, window: int, block: int) -> dict[str, int]:
+def _shape(q: Tensor, k: Tensor, documents: Documents | Shard, window: int, block: int) -> dict[str, int]:
+    if documents.halo and (documents.halo % block or documents.chunk % block):
+        raise ValueError(f"chunks of {documents.chunk} tokens, halos of {documents.halo}, for blocks of {block}")
     group = q.shape[2] // k.shape[2]
     keys = max(16, triton.next_power_of_2(block + window - 1))
     return {
@@ -204,6 +226,7 @@ def _shape(q: Tensor, k: Tensor, window: int, block: int) -> dict[str, int]:
         "PAD": max(16, triton.next_power_of_2(group)),
         "SIZE": q.shape[3],
         "WINDOW": window,
+        "HALO": documents.halo,
         "BLOCK": block,
         "KEYS": keys,
         "num_warps": 4 if keys <= 2 * BLOCK else 8,
@@ -212,35 +235,36 @@ def _shape(q: Tensor, k: Tensor, window: int, block: int) -> dict[str, int]:
 
 def window_forward(
     q: Tensor, k: Tensor, v: Tensor, far: Tensor, far_lse: Tensor, weight: Tensor, bias: Tensor,
-    documents: Documents, window: int, block: int = BLOCK,
+    documents: Documents | Shard, window: int, block: int = BLOCK,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The mixed output [B, T, H, D], the window's log-sum-exp (base 2) and the gate, each as `far_lse` is laid out.
 
-    q and far (the global branch's output) [B, T, H, D]; k, v [B, T, K, D] of this pass; weight [H, D] of q's type;
+    q and far (the global branch's output) [B, T, H, D]; k, v [B, T, K, D] of this pass, of a Shard [chunks, halo +
+    chunk, K, D]; weight [H, D] of q's type;
     bias float32 [H]; all contiguous. far_lse float32 [rows, H, row length] becomes far_lse - log(gate) in place, which
     is what the backward of the global branch wants.
     """
     out, lse, gate = torch.empty_like(q), torch.empty_like(far_lse), torch.empty_like(far_lse)
-    shape = _shape(q, k, window, block)
+    shape = _shape(q, k, documents, window, block)
     tokens, keys = q.shape[0] * q.shape[1], shape["KEYS"]
     tiles = (_tiles(q, block), _tiles(k, keys), _tiles(v, keys), far, _tiles(out, block))
     _forward[triton.cdiv(tokens, block), k.shape[2]](
         *tiles, weight, bias, documents.flat_starts, far_lse, lse, gate,
-        tokens, far_lse.shape[-1], q.shape[3] ** -0.5, **shape,
+        tokens, far_lse.shape[-1], q.shape[3] ** -0.5, documents.chunk, **shape,
     )  # fmt: skip
     return out, lse, gate
 
 
 def window_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, far: Tensor, weight: Tensor, lse: Tensor, gate: Tensor, dq: Tensor,
-    documents: Documents, window: int, block: int = BLOCK,
+    documents: Documents | Shard, window: int, block: int = BLOCK,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of k, v [B, T, K, D], and of the gate's weight [H, D] and bias [H] in float32.
+    """Gradients of k, v, and of the gate's weight [H, D] and bias [H] in float32.
 
     grad [B, T, H, D] of the mixed output; lse and gate as `window_forward` gave them. The window's and the gate's part
     of the gradient of q is added to `dq`, which holds that of the global branch.
     """
-    shape = _shape(q, k, window, block)
+    shape = _shape(q, k, documents, window, block)
     tokens, keys = q.shape[0] * q.shape[1], shape["KEYS"]
     blocks = triton.cdiv(tokens, block)
     dk, dv = torch.empty_like(k), torch.empty_like(v)
@@ -248,13 +272,13 @@ def window_backward(
     dweight = torch.empty(blocks, *weight.shape, dtype=torch.float32, device=q.device)
     dbias = torch.empty(blocks, len(weight), dtype=torch.float32, device=q.device)
     queries, grads = _tiles(q, block), _tiles(grad, block)
-    sizes = tokens, gate.shape[-1], q.shape[3] ** -0.5
+    sizes = tokens, gate.shape[-1], q.shape[3] ** -0.5, documents.chunk
     _backward_queries[blocks, k.shape[2]](
         queries, _tiles(k, keys), _tiles(v, keys), far, grads, _tiles(dq, block), weight,
         documents.flat_starts, lse, gate, dot, share_lse, dweight, dbias, *sizes, **shape,
     )  # fmt: skip
-    keys_shape = {name: shape[name] for name in ("HEADS", "GROUP", "SIZE", "WINDOW", "BLOCK")}
-    _backward_keys[blocks, k.shape[2]](
+    keys_shape = {name: shape[name] for name in ("HEADS", "GROUP", "SIZE", "WINDOW", "HALO", "BLOCK")}
+    _backward_keys[triton.cdiv(k.shape[0] * k.shape[1], block), k.shape[2]](
         queries, _tiles(k, block), _tiles(v, block), grads, _tiles(dk, block), _tiles(dv, block),
         documents.flat_starts, share_lse, dot, *sizes, **keys_shape,
         STEPS=triton.cdiv(block + window - 1, block), STAGES=2, num_warps=4,

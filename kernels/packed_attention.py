@@ -19,36 +19,45 @@ aten = torch.ops.aten
 LEAST = 1024  # tokens of a long document: shorter ones by the hundred would wait for their launches
 
 
-def flash_forward(q: Tensor, k: Tensor, v: Tensor, edges: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    """FlashAttention-2 with offsets. q [tokens, H, D]; k, v [tokens, K, D] -> output, log-sum-exp [H, tokens]."""
-    return aten._flash_attention_forward(q, k, v, edges, edges, longest, longest, 0.0, True, False)[:2]
+def flash_forward(
+    q: Tensor, k: Tensor, v: Tensor, edges: Tensor, longest: int,
+    *, key_edges: Tensor | None = None, longest_key: int = 0, causal: bool = True,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """FlashAttention-2 with offsets, those of keys where they are not the queries'.
+
+    q [tokens, H, D]; k, v [keys, K, D] -> output, log-sum-exp [H, tokens].
+    """
+    of_keys = (edges, longest) if key_edges is None else (key_edges, longest_key)
+    offsets = edges, of_keys[0], longest, of_keys[1]
+    return aten._flash_attention_forward(q, k, v, *offsets, 0.0, causal, False)[:2]
 
 
 def flash_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, edges: Tensor, longest: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, edges: Tensor, longest: int,
+    *, key_edges: Tensor | None = None, longest_key: int = 0, causal: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v, in a fixed order where PyTorch's deterministic algorithms are asked for."""
     random = torch.zeros(2, dtype=torch.uint64, device=q.device)  # no dropout
-    return aten._flash_attention_backward(
-        grad, q, k, v, out, lse, edges, edges, longest, longest, 0.0, True, random, q.new_empty(0)
-    )
+    of_keys = (edges, longest) if key_edges is None else (key_edges, longest_key)
+    offsets = edges, of_keys[0], longest, of_keys[1]
+    return aten._flash_attention_backward(grad, q, k, v, out, lse, *offsets, 0.0, causal, random, q.new_empty(0))
 
 
-def cudnn_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Causal over whole rows. q [B, T, H, D]; k, v [B, T, K, D] -> output [B, T, H, D], log-sum-exp [B, H, T]."""
+def cudnn_forward(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True) -> tuple[Tensor, Tensor]:
+    """Over whole rows. q [B, T, H, D]; k, v [B, keys, K, D] -> output [B, T, H, D], log-sum-exp [B, H, T]."""
     turned = (x.transpose(1, 2) for x in (q, k, v))
-    out, lse, *_ = aten._scaled_dot_product_cudnn_attention(*turned, None, True, 0.0, True, False)
+    out, lse, *_ = aten._scaled_dot_product_cudnn_attention(*turned, None, True, 0.0, causal, False)
     return out.transpose(1, 2), lse[..., 0]
 
 
 def cudnn_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v; all arguments contiguous, as `cudnn_forward` has them."""
     turned = (x.transpose(1, 2) for x in (grad, q, k, v, out))
     random = torch.zeros((), dtype=torch.int64, device=q.device)  # no dropout
     made = aten._scaled_dot_product_cudnn_attention_backward(
-        *turned, lse[..., None], random, random, None, None, None, q.shape[1], k.shape[1], 0.0, True
+        *turned, lse[..., None], random, random, None, None, None, q.shape[1], k.shape[1], 0.0, causal
     )
     return tuple(x.transpose(1, 2) for x in made)
 

@@ -143,3 +143,59 @@ def write_rows() -> Callable[..., dict]:
         return made
 
     return write
+
+
+class ThreadRing:
+    """A ring (iqc.kernels.ring) of threads in this process, with a box for each pair of ranks."""
+
+    def __init__(self, rank: int, size: int, boxes: dict):
+        self.rank, self.size, self.boxes, self.sent = rank, size, boxes, 0
+
+    def transfer(self, sends, receives):
+        for tensor, to in sends:
+            assert to != self.rank and tensor.is_contiguous()
+            self.boxes[self.rank, to].put(tensor.clone())  # what is written to it later does not arrive
+            self.sent += tensor.nbytes
+        for buffer, _ in receives:
+            assert buffer.is_contiguous()
+            if buffer.is_floating_point():
+                buffer.fill_(float("nan"))  # what is read too early
+
+        def wait():
+            for buffer, source in receives:
+                came = self.boxes[source, self.rank].get(timeout=60)
+                assert came.shape == buffer.shape and came.dtype == buffer.dtype
+                buffer.copy_(came)
+
+        return wait
+
+
+@pytest.fixture(scope="session")
+def on_ring() -> Callable[..., list]:
+    """Run function(ring) on every rank of a ring of threads; their results by rank. Nothing may be left unread."""
+    import queue
+    import threading
+
+    def run(size: int, function: Callable) -> list:
+        boxes = {(a, b): queue.Queue() for a in range(size) for b in range(size)}
+        results: list = [None] * size
+        errors: list[BaseException] = []
+
+        def work(rank: int) -> None:
+            try:
+                results[rank] = function(ThreadRing(rank, size, boxes))
+            except BaseException as error:  # told to the test below
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        real = [error for error in errors if not isinstance(error, queue.Empty)] or errors
+        if real:
+            raise real[0]
+        assert all(box.empty() for box in boxes.values())
+        return results
+
+    return run

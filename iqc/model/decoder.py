@@ -23,6 +23,9 @@ from iqc.kernels.causal_attention import Unsupported, causal_attention
 from iqc.kernels.documents import Documents
 from iqc.kernels.linear_cross_entropy import linear_cross_entropy, linear_logprobs
 from iqc.kernels.loop_attention import loop_attention
+from iqc.kernels.ring import Ring
+from iqc.kernels.ring_attention import ring_attention
+from iqc.kernels.zigzag import Shard
 from iqc.model.cache import Cache
 from iqc.model.config import ModelConfig
 from iqc.model.debug import check_finite, debugging
@@ -96,13 +99,27 @@ class Block(nn.Module):
         return h + self.mlp(self.post_attention_layernorm(h))
 
     def forward(
-        self, h: Tensor, cos: Tensor, sin: Tensor, attend: Attend, first: KeyValue | None, pieces: "Pieces", keep: bool
+        self,
+        h: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        attend: Attend,
+        first: KeyValue | None,
+        pieces: "Pieces",
+        keep: bool,
+        tile: int,
     ):
         """Returns h, k and v. Keys and values are results, not side effects: pass 1's are consumed a whole pass later,
         and activation recompute cuts gradients through anything that is not an input or an output. Without `keep` the
-        MLP's activations are recomputed."""
+        MLP's activations are recomputed, with `tile` they are of that many tokens at a time."""
         q, k, v = pieces.before(self, h, cos, sin)
-        return pieces.after(self, h, attend(q, k, v, first), not keep), k, v
+        mixed = attend(q, k, v, first)
+        if not tile or h.shape[0] * h.shape[1] <= tile or isinstance(self.mlp, Experts):
+            return pieces.after(self, h, mixed, not keep), k, v
+        tiles = -(-h.shape[0] * h.shape[1] // tile)  # alike, so that compiled code meets one shape
+        size = -(-h.shape[1] // tiles)
+        parts = zip(h.split(size, dim=1), mixed.split(size, dim=1))
+        return torch.cat([recomputed(pieces.after, self, *part) for part in parts], dim=1), k, v
 
 
 def recomputed(function: Callable, *args):
@@ -126,22 +143,29 @@ class Recompute:
     The first `blocks` blocks, counting each pass, keep only their input, k and v. The next `mlps` keep all but their
     MLP half, which leaves three tenths of the released shape's activations and costs two of the MLP's three products
     again. The rest, which backward comes to first, keep all. So memory can be filled exactly.
+
+    With `tile`, every block does what follows the attention for that many tokens at a time (0: all), forward and again
+    in backward: of a long row's MLP, which is the widest there is, a tile exists at once. In a block that is recomputed
+    whole that is a third time. Experts are not tiled.
     """
 
     blocks: int = 0
     mlps: int = 0
+    tile: int = 0
 
     @classmethod
     def parse(cls, text: str) -> "Recompute":
-        """`none`, or `block` and `mlp`, each with a count or for all there are: `mlp`, `block:3,mlp:20`."""
+        """`none`, or `block` and `mlp`, each with a count or for all there are, and `tile` with a number of tokens:
+        `mlp`, `block:3,mlp:20`, `block,tile:8192`."""
         found: dict[str, int] = {}
         for part in text.split(","):
             name, colon, count = part.partition(":")
             counted = name != "none" and count.isascii() and count.isdecimal()
-            if name not in ("none", "block", "mlp") or name in found or (colon and not counted):
-                raise ValueError(f"recompute {text!r}: none, block[:N] or mlp[:N], each once")
+            wrong = name not in ("none", "block", "mlp", "tile") or name in found or (colon and not counted)
+            if wrong or (name == "tile" and not colon):
+                raise ValueError(f"recompute {text!r}: none, block[:N], mlp[:N] or tile:TOKENS, each once")
             found[name] = int(count) if colon else sys.maxsize
-        return cls(found.get("block", 0), found.get("mlp", 0))
+        return cls(found.get("block", 0), found.get("mlp", 0), found.get("tile", 0))
 
     def of(self, number: int) -> str:
         return "block" if number < self.blocks else "mlp" if number - self.blocks < self.mlps else "none"
@@ -171,9 +195,11 @@ class Body(nn.Module):
     def gate(self, layer: int) -> nn.Linear:
         return cast(nn.Linear, self.gate_projections[layer])  # a ModuleList forgets what it holds
 
-    def attend(self, layer: int, documents: Documents, q: Tensor, k: Tensor, v: Tensor, first: KeyValue | None):
+    def attend(self, layer: int, documents: Documents | Shard, q: Tensor, k: Tensor, v: Tensor, first: KeyValue | None):
         try:
             if first is None:
+                if isinstance(documents, Shard):
+                    return ring_attention(q, k, v, documents)
                 return causal_attention(q, k, v, documents)
             gate = self.gate(layer)
             weight, bias = gate.weight.to(q.dtype), gate.bias.to(q.dtype)  # wider under autocast
@@ -182,10 +208,10 @@ class Body(nn.Module):
             slowly = "IQC_ATTENTION=reference computes it in plain PyTorch, slowly"
             raise IqcError(str(error), remedy=slowly) from None
 
-    def forward(self, tokens: Tensor, documents: Documents, cache: Cache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, documents: Documents | Shard, cache: Cache | None = None) -> Tensor:
         """tokens int64 [B, T] to hidden states [B, T, hidden size] after the final norm.
 
-        With a cache, `documents` is the cache's and the tokens continue what it holds.
+        With a cache, `documents` is the cache's and the tokens continue what it holds. With a Shard, tokens are its.
         """
         h = self.embed_tokens(tokens)
         if torch.is_autocast_enabled(h.device.type):  # the residual stream too: half the bytes of what each block reads
@@ -208,7 +234,7 @@ class Body(nn.Module):
                     gate = self.gate(i) if loop > 0 else None
                     attend = partial(cache.attend, loop, i, gate, attend)
                 what = self.recompute.of(loop * len(self.layers) + i) if self.training and learns else "none"
-                args = h, cos, sin, attend, firsts[i], pieces, what != "mlp"
+                args = h, cos, sin, attend, firsts[i], pieces, what != "mlp", self.recompute.tile
                 h, k, v = recomputed(block, *args) if what == "block" else block(*args)
                 if debug:
                     check_finite(h, f"model.layers.{i} in pass {loop + 1}")
@@ -230,6 +256,7 @@ class Decoder(nn.Module):
         self.config = config
         self.balance: float | Tensor = 0.0  # the load-balancing loss that `loss` added last, before its coefficient
         self.row_losses: Tensor | None = None  # [B], what each row added to the sum that `loss` gave last
+        self.ring: Ring | None = None  # the ranks that share the rows of `loss`; None: this one has them whole
         with torch.device("meta"):  # no memory, and no draw from the global random state
             self.model = Body(config)
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -272,6 +299,11 @@ class Decoder(nn.Module):
         batch, length = tokens.shape
         return Documents.from_lengths(lengths, batch, length, device=tokens.device)
 
+    def shard(self, documents: Documents, ring: Ring) -> Shard:
+        if self.config.num_experts:  # the load-balancing loss is of whole rows
+            raise IqcError("experts with context ranks", remedy="--context-ranks 1")
+        return Shard(documents, ring, self.config.loop_window_size if self.config.loop_num > 1 else 1)
+
     def forward(self, tokens: Tensor, lengths: Sequence[Sequence[int]] | None = None) -> Tensor:
         """Hidden states [B, T, hidden size] after the final norm; `logits` makes scores of those that are needed."""
         return self.model(tokens, self.documents(tokens, lengths))
@@ -292,22 +324,32 @@ class Decoder(nn.Module):
         its document. The first token of a document is never predicted, padding neither; their weights do not count.
         Tokens of weight 0 do not reach the vocabulary head.
 
+        With a `ring`, all its ranks are given the same rows, each computes its shard of them, and both sums are those
+        of its tokens: over the ranks they add up to the rows', and so do gradients. Every token still predicts the next
+        of its row, whoever has that.
+
         In training mode a model with experts adds `router_aux_loss_coef` times the sum of weights times `balance`, the
         mean load-balancing loss of its layers over these rows.
         """
-        documents = self.documents(tokens, lengths)
-        index = torch.arange(tokens.numel(), device=tokens.device).view_as(tokens)[:, :-1]
-        if lengths is None and weights is None:
-            rows = index.flatten()
+        documents, shard = self.documents(tokens, lengths), None
+        following = F.pad(tokens[:, 1:], (0, 1))
+        if lengths is None and weights is None and self.ring is None:
+            rows = torch.arange(tokens.numel(), device=tokens.device).view_as(tokens)[:, :-1].flatten()
+            w = torch.ones(len(rows), device=tokens.device)
         else:  # how many there are, a GPU is waited for: before it is given the model
-            chosen = _predicted(documents)
-            rows = index[chosen if weights is None else chosen & (weights[:, 1:] != 0)]
-        targets = tokens.flatten()[rows + 1]
-        w = weights.flatten()[rows + 1] if weights is not None else torch.ones(len(rows), device=tokens.device)
+            chosen = F.pad(_predicted(documents), (0, 1))
+            w = torch.ones_like(tokens, dtype=torch.float32) if weights is None else F.pad(weights[:, 1:], (0, 1))
+            chosen &= w != 0
+            if self.ring is not None:
+                shard = self.shard(documents, self.ring)
+                tokens, following, chosen, w = (shard.take(x) for x in (tokens, following, chosen, w))
+            rows = chosen.flatten().nonzero()[:, 0]
+            w = w.flatten()[rows]
+        targets = following.flatten()[rows]
         routers = [block.mlp for block in self.model.layers if isinstance(block.mlp, Experts)] if self.training else []
         for router in routers:
             router.routing = None
-        hidden = self.model(tokens, documents).flatten(0, 1)
+        hidden = self.model(tokens, shard or documents).flatten(0, 1)
         losses = torch.empty_like(w)
         total = linear_cross_entropy(hidden, self.head, targets, w, rows, losses)
         # Copied to where the tokens are and summed there: sums by index have no fixed order on a GPU.

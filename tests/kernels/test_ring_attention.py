@@ -1,0 +1,175 @@
+"""Attention over a ring of ranks against the whole rows in one place, float64: values and every gradient."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iqc.kernels.causal_attention import causal_attention
+from iqc.kernels.documents import Documents
+from iqc.kernels.loop_attention import loop_attention
+from iqc.kernels.ring_attention import ring_attention
+from iqc.kernels.zigzag import Shard
+
+torch.set_num_threads(1)
+
+
+def tensors(rows, width, heads=4, kv=2, size=6, seed=0):
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    made = [normal(rows, width, heads, size), *(normal(rows, width, kv, size) for _ in range(4))]
+    return [*made, normal(heads, size), normal(heads)], normal(rows, width, heads, size)
+
+
+def whole(function, inputs, grad, documents):
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    out = function(*inputs, documents)
+    if documents.real is not None:
+        grad = grad * documents.real[..., None, None]
+    return out.detach(), torch.autograd.grad(out, inputs, grad)
+
+
+def shared(on_ring, ranks, function, inputs, grad, documents, window):
+    """Outputs and gradients of all ranks put back into rows: tensors of tokens by position, others summed."""
+    width = grad.shape[1]
+
+    def work(ring):
+        shard = Shard(documents, ring, window)
+        own = [(shard.take(x) if x.dim() == 4 else x.clone()).requires_grad_() for x in inputs]
+        out = function(*own, shard)
+        mask = torch.ones_like(shard.starts, dtype=torch.bool) if shard.real is None else shard.real
+        grads = torch.autograd.grad(out, own, shard.take(grad) * mask[..., None, None])
+        return shard.take(torch.arange(2 * ring.size * shard.chunk).expand(len(grad), -1)), out.detach(), grads
+
+    results = on_ring(ranks, work)
+
+    def joined(parts):
+        rows = torch.zeros(len(grad), sum(x.shape[1] for x in parts), *parts[0].shape[2:], dtype=parts[0].dtype)
+        for (at, *_), part in zip(results, parts):
+            rows[:, at[0]] = part
+        return rows[:, :width]
+
+    by_input = zip(*(grads for *_, grads in results))
+    gradients = [joined(parts) if parts[0].dim() == 4 else sum(parts) for parts in by_input]
+    return joined([out for _, out, _ in results]), gradients
+
+
+def compare(on_ring, ranks, function, inputs, grad, documents, window=1):
+    true, true_grads = whole(function, inputs, grad, documents)
+    got, grads = shared(on_ring, ranks, function, inputs, grad, documents, window)
+    real = slice(None) if documents.real is None else documents.real
+    torch.testing.assert_close(got[real], true[real], rtol=0, atol=1e-13)
+    for ours, theirs in zip(grads, true_grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def dense(q, k, v, documents):
+    return (ring_attention if isinstance(documents, Shard) else causal_attention)(q, k, v, documents)
+
+
+def looped(window):
+    def function(*inputs):
+        return loop_attention(*inputs, window)
+
+    return function
+
+
+def rows_of(lengths, spare):
+    width = max(1, max(map(sum, lengths)) + spare)
+    return width, Documents.from_lengths(lengths, len(lengths), width)
+
+
+packed = st.lists(st.lists(st.integers(1, 13), max_size=4), min_size=1, max_size=2)
+groups = st.sampled_from([(4, 2), (3, 3), (4, 1)])
+
+
+@settings(max_examples=25)
+@given(packed, st.integers(0, 3), st.integers(2, 5), groups, st.integers(0, 99))
+def test_dense_rows_of_any_documents(on_ring, lengths, spare, ranks, heads, seed):
+    width, documents = rows_of(lengths, spare)
+    inputs, grad = tensors(len(lengths), width, *heads, seed=seed)
+    compare(on_ring, ranks, dense, inputs[:3], grad, documents)
+
+
+@settings(max_examples=40)
+@given(packed, st.integers(0, 3), st.integers(2, 4), st.integers(1, 9), groups, st.integers(0, 99))
+def test_looped_rows_of_any_documents(on_ring, lengths, spare, ranks, window, heads, seed):
+    """Windows shorter and longer than a chunk would be; rows of fewer tokens than chunks."""
+    width, documents = rows_of(lengths, spare)
+    inputs, grad = tensors(len(lengths), width, *heads, seed=seed)
+    compare(on_ring, ranks, looped(window), inputs, grad, documents, window)
+
+
+@pytest.mark.parametrize("width", [64, 61, 5])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_rows_of_one_document(on_ring, ranks, width):
+    """Plain causal rows, which a GPU's libraries take whole; the last lengths are padded inside."""
+    inputs, grad = tensors(2, width)
+    documents = Documents.from_lengths(None, 2, width)
+    assert documents.whole
+    compare(on_ring, ranks, dense, inputs[:3], grad, documents)
+    compare(on_ring, ranks, looped(4), inputs, grad, documents, 4)
+
+
+def test_every_rank_has_the_same_work(on_ring):
+    """Scores that are computed, of one document: all ranks' within a part of one chunk's triangle of each other."""
+
+    def work(ring):
+        shard = Shard(Documents.from_lengths(None, 1, 800), ring)
+        parts = [part for source in range(4) if source != ring.rank for part in shard.rectangles(source)]
+        assert all(part.full for part in parts) and len(parts) == 3
+        return sum((p.queries.stop - p.queries.start) * (p.keys.stop - p.keys.start) for p in parts)
+
+    assert on_ring(4, work) == [3 * 2 * 100 * 100] * 4
+
+
+def test_no_document_of_a_rectangle_sees_another(on_ring):
+    """What crosses between ranks is one document; short ones inside a chunk leave nothing to do elsewhere."""
+
+    def work(ring):
+        short = Shard(Documents.from_lengths([[5] * 16], 1, 80), ring)
+        long = Shard(Documents.from_lengths([[5, 70, 5]], 1, 80), ring)
+        return short.rectangles(1 - ring.rank), long.rectangles(1 - ring.rank)
+
+    (none, parts), _ = on_ring(2, work)
+    assert none == []
+    (part,) = parts  # rank 0 has tokens 0 to 19 and 60 to 79, rank 1 the 40 between, of which its last chunk sees all
+    assert (part.queries, part.keys) == (slice(20, 35), slice(0, 40))
+
+
+def test_messages_are_what_the_layout_says(on_ring):
+    """Keys and values of P - 1 shards forward; backward those again and P shards of their gradients; and two halos each
+    way, of window - 1 tokens, not of the row."""
+    ranks, width, window = 4, 160, 9
+    inputs, grad = tensors(1, width)
+
+    def work(ring):
+        shard = Shard(Documents.from_lengths(None, 1, width), ring, window)
+        own = [(shard.take(x) if x.dim() == 4 else x.clone()).requires_grad_() for x in inputs]
+        out = loop_attention(*own, shard, window)
+        forward = ring.sent
+        torch.autograd.grad(out, own, shard.take(grad))
+        return forward, ring.sent - forward
+
+    token = 2 * 2 * 6 * 8  # keys and values, two heads of 6 numbers of 8 bytes
+    held, tail = token * width // ranks, token * (window - 1)
+    ends = [1, 2, 2, 1]  # of the first rank's two tails one goes nowhere, of the last's one stays
+    assert on_ring(ranks, work) == [(3 * held + n * tail, (3 + 4) * held + n * tail) for n in ends]
+
+
+def test_memory_kept_for_backward_falls_with_the_ranks(on_ring):
+    inputs, _ = tensors(1, 320)
+
+    def work(ring):
+        kept = {}
+        shard = Shard(Documents.from_lengths(None, 1, 320), ring)
+        own = [shard.take(x).requires_grad_() for x in inputs[:3]]
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.setdefault(x.data_ptr(), x), lambda x: x):
+            ring_attention(*own, shard)
+        return sum(x.nbytes for x in kept.values())
+
+    one = {ranks: max(on_ring(ranks, work)) for ranks in (2, 4)}
+    assert one[2] == 2 * one[4]
