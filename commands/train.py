@@ -87,6 +87,9 @@ def train(
     save_every: Annotated[
         int, typer.Option("--save-every", metavar="N", min=0, max=INT32, help="Updates between checkpoints.")
     ] = 100,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits again on a GPU, too; slower.")
+    ] = False,
     seed: Seed = 0,
     summary: Summary = None,
     quiet: Quiet = False,
@@ -107,5 +110,6 @@ def train(
     settings = TrainSettings(
         stage, model, start, steps, epochs, batch_rows, micro_rows, context, optimizer.value, rate, save_every, seed,
         precision.value if precision else "", recompute, loop, yarn, stages,
+        deterministic,
     )  # fmt: skip
     run_train(settings, inputs or [], output, tokenizer, valid, summary, quiet)

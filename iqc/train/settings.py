@@ -33,3 +33,4 @@ class TrainSettings:
     loop: bool = False  # fold `start`, a dense model, into a looped one
     yarn: float = 0.0  # factor by which YaRN stretches the context of `start`; 0: as the stage does
     stages: str = ""  # a table of stages in place of stages.toml
+    deterministic: bool = False  # a GPU, too, gives the same bits again

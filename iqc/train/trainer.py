@@ -26,6 +26,7 @@ from iqc.tokens.special import PAD
 from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tokenizer import load as load_tokenizer
 from iqc.train.checkpoints import checkpoint_bytes, load_pieces, pieces_of
+from iqc.train.environment import deterministic
 from iqc.train.optimizer import make_optimizer
 from iqc.train.run import Run, find_checkpoint, lineage_inputs, weights_digest
 from iqc.train.settings import PRECISIONS, TrainSettings
@@ -74,7 +75,7 @@ def train(
         "data": [item.digest for item in inputs],
         "stages": asdict(stage) if settings.stages else None,  # the table of this version has a version
     }
-    del asked["save_every"], asked["recompute"]
+    del asked["save_every"], asked["recompute"], asked["deterministic"]
     with Run(directory, asked, tokenizer_files) as run, ExitStack() as stack:
         progress = run.resume()
         first = 0
@@ -166,6 +167,8 @@ def run_train(
         own = load_tokenizer(find_checkpoint(settings.start))
         if own.digest != loaded.digest:
             raise IqcError("not the tokenizer of --from", where=tokenizer, remedy="leave --tokenizer out")
+    if settings.deterministic:
+        deterministic()
     started = time.monotonic()
     with ExitStack() as stack:
         dataset, used = open_dataset(inputs)
