@@ -18,8 +18,8 @@ def as_before(monkeypatch):
     for name in SWITCHES:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    monkeypatch.setattr(inductor, "deterministic", False)
     yield
+    inductor.deterministic = False
     torch.use_deterministic_algorithms(False)
 
 
