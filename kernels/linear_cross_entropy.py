@@ -34,24 +34,33 @@ def _logits(x: Tensor, weight: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _to_softmax(logits: Tensor, weights: Tensor) -> Tensor:
-    """Overwrite logits [n, V] with weights * softmax; returns the log-sum-exp [n, 1]. One pass, when compiled: nothing
-    but this may read the logits in it."""
+def _to_softmax(logits: Tensor, weights: Tensor, z_loss: float) -> Tensor:
+    """Overwrite logits [n, V] with weights * softmax, times what z-loss makes of it; returns the log-sum-exp [n, 1].
+    One pass, when compiled: nothing but this may read the logits in it."""
     exact = logits.to(weights.dtype)
     lse = exact.logsumexp(dim=-1, keepdim=True)
-    logits.copy_((exact - lse).exp() * weights[:, None])
+    logits.copy_((exact - lse).exp() * weights[:, None] * _with_z(lse, z_loss))
     return lse
 
 
-def _to_slope(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Overwrite logits with the gradient of the weighted sum of the losses [n] that are returned, on a GPU: weights *
-    (softmax - one-hot)."""
+def _with_z(lse: Tensor, z_loss: float) -> Tensor | float:
+    """What the softmax is multiplied by for the gradient of z_loss * lse^2, which is 2 * z_loss * lse * softmax."""
+    return 1 + 2 * z_loss * lse if z_loss else 1.0
+
+
+def _to_slope(logits: Tensor, targets: Tensor, weights: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Overwrite logits with the gradient of the weighted sum of the losses, on a GPU: weights * (softmax - one-hot),
+    with z-loss. Returns the losses [n], without it, and the log-sum-exps [n]."""
     for tensor in (logits, weights):  # as many tokens as it happens; the vocabulary stays known
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
     picked = logits.gather(1, targets[:, None]).to(weights.dtype)
-    nll = _fused(_to_softmax)(logits, weights) - picked
-    logits.scatter_(1, targets[:, None], (torch.expm1(-nll) * weights[:, None]).to(logits.dtype))
-    return nll[:, 0]
+    lse = _fused(_to_softmax)(logits, weights, z_loss)
+    nll = lse - picked
+    slope = torch.expm1(-nll)  # of the target: softmax - 1, exact where it is certain
+    if z_loss:
+        slope += 2 * z_loss * lse * torch.exp(-nll)
+    logits.scatter_(1, targets[:, None], (slope * weights[:, None]).to(logits.dtype))
+    return nll[:, 0], lse[:, 0]
 
 
 def _scale(gradient: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
@@ -85,6 +94,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows: Tensor | None,
         dtype: torch.dtype,
         losses: Tensor | None,
+        z_loss: float,
     ) -> Tensor:
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         ctx.dtypes = x.dtype, weight.dtype
@@ -104,16 +114,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             target, w = targets[chunk], weights[chunk]
             if weight.is_cuda and (needs_x or needs_weight):
                 slope = F.linear(part, weight)
-                nll = _to_slope(slope, target, w)
+                nll, lses = _to_slope(slope, target, w, z_loss)
             else:
                 logits = _logits(part, weight)
                 lse = logits.logsumexp(dim=-1, keepdim=True)
-                nll = (lse - logits.gather(1, target[:, None]))[:, 0]
+                nll, lses = (lse - logits.gather(1, target[:, None]))[:, 0], lse[:, 0]
                 if needs_x or needs_weight:
                     slope = logits.sub_(lse).exp_()  # d nll / d logits = softmax - one-hot
+                    if z_loss:
+                        slope *= _with_z(lse, z_loss)
                     slope.scatter_add_(1, target[:, None], torch.full_like(lse, -1.0))
                     slope = slope.mul_(w[:, None]).to(dtype)
-            total += torch.dot(nll, w)
+            total += torch.dot(nll + z_loss * lses**2 if z_loss else nll, w)
             if losses is not None:
                 losses[chunk] = nll
             if grad_x is not None:
@@ -130,7 +142,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # One multiplication each; the saved tensors are not written to, so the graph may be walked again.
         scale = _fused(_scale) if grad.is_cuda else _scale
         made = (g if g is None else scale(g, grad, dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes))
-        return (*made, None, None, None, None, None)
+        return (*made, None, None, None, None, None, None)
 
 
 def linear_cross_entropy(
@@ -140,17 +152,21 @@ def linear_cross_entropy(
     weights: Tensor,
     rows: Tensor | None = None,
     losses: Tensor | None = None,
+    z_loss: float = 0.0,
 ) -> Tensor:
     """sum_n weights[n] * -log softmax(weight @ x[rows[n]])[targets[n]], in nats.
 
+    With `z_loss` each term is that plus z_loss * log(Z)^2, Z the softmax's denominator, which keeps logits from
+    drifting (PaLM, arXiv 2204.02311, section 5, has 1e-4).
+
     x [N, D]; weight [V, D]; targets int64 [M]; weights [M], constants; rows int64 [M], distinct rows of x, by default
     all of them. Returns a scalar, float32 or wider. Under autocast the matrix products are in its precision. Into
-    `losses` [M] the loss of each is written, without weights.
+    `losses` [M] the loss of each is written, without weights and without z-loss.
     """
     device = weight.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(x, weight, targets, weights, rows, dtype, losses)
+        return _LinearCrossEntropy.apply(x, weight, targets, weights, rows, dtype, losses, z_loss)
 
 
 def linear_logprobs(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -316,7 +316,11 @@ class Decoder(nn.Module):
         return scores
 
     def loss(
-        self, tokens: Tensor, lengths: Sequence[Sequence[int]] | None = None, weights: Tensor | None = None
+        self,
+        tokens: Tensor,
+        lengths: Sequence[Sequence[int]] | None = None,
+        weights: Tensor | None = None,
+        z_loss: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """(sum of weight * negative log-likelihood in nats, sum of weights) over the predicted tokens.
 
@@ -328,8 +332,9 @@ class Decoder(nn.Module):
         of its tokens: over the ranks they add up to the rows', and so do gradients. Every token still predicts the next
         of its row, whoever has that.
 
-        In training mode a model with experts adds `router_aux_loss_coef` times the sum of weights times `balance`, the
-        mean load-balancing loss of its layers over these rows.
+        In training mode `z_loss` times the squared log of the softmax's denominator is added to each token's loss, and
+        a model with experts adds `router_aux_loss_coef` times the sum of weights times `balance`, the mean
+        load-balancing loss of its layers over these rows.
         """
         documents, shard = self.documents(tokens, lengths), None
         following = F.pad(tokens[:, 1:], (0, 1))
@@ -351,7 +356,7 @@ class Decoder(nn.Module):
             router.routing = None
         hidden = self.model(tokens, shard or documents).flatten(0, 1)
         losses = torch.empty_like(w)
-        total = linear_cross_entropy(hidden, self.head, targets, w, rows, losses)
+        total = linear_cross_entropy(hidden, self.head, targets, w, rows, losses, z_loss if self.training else 0.0)
         # Copied to where the tokens are and summed there: sums by index have no fixed order on a GPU.
         self.row_losses = w.new_zeros(tokens.numel()).index_copy_(0, rows, losses * w).view_as(tokens).sum(1)
         if debugging():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from iqc.errors import UsageError
@@ -41,11 +42,14 @@ class NextToken:
         return float(np.sum(batch.weights, dtype=np.float64))
 
     def __call__(self, model: Decoder, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        total, weight = model.loss(*to_device(batch, model.lm_head.weight.device))
-        sums = {"loss": total.detach()}
+        total, weight = model.loss(*to_device(batch, model.lm_head.weight.device), z_loss=self.z_loss)
+        assert model.row_losses is not None  # `loss` has just made them
+        sums = {"loss": model.row_losses.sum(dtype=torch.float64)}
         if model.training and model.config.num_experts:
             sums["balance"] = model.balance * weight
-            sums["loss"] = sums["loss"] - model.config.router_aux_loss_coef * sums["balance"]
+        if model.training and self.z_loss:
+            rest = model.config.router_aux_loss_coef * sums["balance"] if "balance" in sums else 0.0
+            sums["z_loss"] = total.detach().double() - sums["loss"] - rest
         return total, sums
 
 

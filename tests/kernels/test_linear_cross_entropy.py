@@ -40,6 +40,20 @@ def test_losses_are_those_of_the_targets_without_weights(problem, learns):
     assert total.item() == linear_cross_entropy(x, weight, targets, weights).item()
 
 
+@pytest.mark.parametrize("z_loss", [1e-4, 0.3])
+def test_z_loss_and_its_gradients_equal_whole_logits(problem, z_loss):
+    x, weight, targets, weights = problem
+    losses = torch.empty_like(weights)
+    ours = linear_cross_entropy(x, weight, targets, weights, losses=losses, z_loss=z_loss)
+    logits = F.linear(x, weight)
+    nll = F.cross_entropy(logits, targets, reduction="none")
+    theirs = ((nll + z_loss * logits.logsumexp(-1) ** 2) * weights).sum()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    torch.testing.assert_close(losses, nll.detach(), rtol=0, atol=1e-12)  # without it
+    for a, b in zip(torch.autograd.grad(ours / 3, (x, weight)), torch.autograd.grad(theirs / 3, (x, weight))):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
 def test_logprobs_and_gradients_equal_whole_logits(problem):
     x, weight, targets, weights = problem
     ours = linear_logprobs(x, weight, targets)
@@ -106,7 +120,8 @@ def test_bfloat16_gradients_are_rounded_once(monkeypatch, chunk):
         assert (a - e).norm() <= 1.2 * (b - e).norm()
 
 
-def test_the_slope_of_a_gpu_is_the_gradient_of_its_loss(monkeypatch):
+@pytest.mark.parametrize("z_loss", [0.0, 0.3])
+def test_the_slope_of_a_gpu_is_the_gradient_of_its_loss(monkeypatch, z_loss):
     """What a GPU runs in place of the lines for a CPU, not compiled; a token that is certain among the others."""
     monkeypatch.setattr(module, "_fused", lambda function: function)
     g = torch.Generator().manual_seed(0)
@@ -115,9 +130,11 @@ def test_the_slope_of_a_gpu_is_the_gradient_of_its_loss(monkeypatch):
     targets, weights = torch.tensor([0, 10, 4, 7, 2]), torch.randn(5, dtype=torch.float64, generator=g)
     slope = logits.clone()
     logits.requires_grad_()
-    losses = F.cross_entropy(logits, targets, reduction="none")
-    torch.testing.assert_close(module._to_slope(slope, targets, weights), losses.detach(), rtol=0, atol=1e-12)
-    torch.testing.assert_close(slope, torch.autograd.grad((losses * weights).sum(), logits)[0], rtol=0, atol=1e-12)
+    losses, lses = F.cross_entropy(logits, targets, reduction="none"), logits.logsumexp(-1)
+    for made, expected in zip(module._to_slope(slope, targets, weights, z_loss), (losses, lses)):
+        torch.testing.assert_close(made, expected.detach(), rtol=0, atol=1e-12)
+    total = ((losses + z_loss * lses**2) * weights).sum()
+    torch.testing.assert_close(slope, torch.autograd.grad(total, logits)[0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
