@@ -2,6 +2,7 @@
 
     RUN/step-00000100/   a model directory (config.json, model.safetensors, tokenizer) with optimizer.safetensors,
                          lineage.json and run.json (what was asked for, how far it got, checksums)
+    RUN/NAME             the last checkpoint of a stage that is done, by the name that the stage gives it
     RUN/metrics.jsonl    a line an update
 
 A checkpoint appears under its name when it is whole and on the disk; `run.json` has the SHA-256 of every file, and a
@@ -267,6 +268,18 @@ class Run:
     def settle(self) -> None:
         """Wait until the last checkpoint is published."""
         self.saver.wait()
+
+    def name(self, name: str, step: int) -> None:
+        """Give the checkpoint of `step` updates the name of what a stage ends in: RUN/NAME leads to it."""
+        self.settle()
+        self._as_main(lambda: self._link(name, f"step-{step:08d}"))
+
+    def _link(self, name: str, target: str) -> None:
+        link, place = self.directory / f".{name}", self.directory / name
+        if place.is_symlink() or not place.exists():  # else the run was copied without links: it is the checkpoint
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)  # relative: the run can be moved
+            link.replace(place)
 
 
 def damage(path: Path) -> str | None:

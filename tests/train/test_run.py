@@ -202,3 +202,20 @@ def test_weights_that_are_not_finite_are_not_published(tmp_path):
         with pytest.raises(IqcError, match=r"lm_head\.weight is not finite after update 7"):
             run.settle()
     assert not list((tmp_path / "run").glob("*step-*"))
+
+
+def test_a_checkpoint_is_found_by_its_name_also_where_the_run_was_moved(run, tmp_path):
+    with Run(run, json.loads((run / "step-00000004" / "run.json").read_text())["settings"], None) as again:
+        for step in (3, 4):
+            again.name("Base", step)
+            again.name("Base", step)
+    moved = run.rename(tmp_path / "moved")
+    assert find_checkpoint(moved / "Base").resolve() == moved / "step-00000004" and damage(moved / "Base") is None
+    assert find_checkpoint(moved) == moved / "step-00000004"
+    copy = shutil.copytree(moved, tmp_path / "copy")  # a directory where the link was
+    with Run(copy, {}, None) as again:
+        again.name("Base", 4)
+    assert find_checkpoint(copy / "Base") == copy / "Base"
+    (copy / "Base" / "config.json").write_text("{}")
+    with pytest.raises(IqcError, match="damaged"):
+        find_checkpoint(copy / "Base")
