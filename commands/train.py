@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from iqc.errors import UsageError
 from iqc.options import INT32, Inputs, Quiet, Seed, Summary, command_app, config_options
 
 app = command_app()
@@ -90,6 +91,21 @@ def train(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same bits again on a GPU, too; slower.")
     ] = False,
+    tensorboard: Annotated[
+        str | None, typer.Option("--tensorboard", metavar="DIR", help="Write metrics and timings for TensorBoard.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, its memory and its predicted speed, and end.")
+    ] = False,
+    gpus: Annotated[
+        str,
+        typer.Option(
+            "--gpus", metavar="N,...", help="GPUs to plan for; several: a table of layouts. By default those here."
+        ),
+    ] = "",
+    gpu_gib: Annotated[
+        float, typer.Option("--gpu-gib", metavar="X", min=0, help="GiB of each GPU planned for; 0: of those here.")
+    ] = 0.0,
     seed: Seed = 0,
     summary: Summary = None,
     quiet: Quiet = False,
@@ -105,11 +121,19 @@ def train(
 
         print(table_text(stages or TABLE))
         return
-    from iqc.train.trainer import run_train
-
     settings = TrainSettings(
         stage, model, start, steps, epochs, batch_rows, micro_rows, context, optimizer.value, rate, save_every, seed,
         precision.value if precision else "", recompute, loop, yarn, stages,
-        deterministic,
+        deterministic, tensorboard=tensorboard,
     )  # fmt: skip
+    if dry_run:
+        from iqc.train.layout import Layout
+        from iqc.train.plan import numbers_of, run_plan
+
+        print(run_plan(settings, inputs or [], numbers_of(gpus), gpu_gib, Layout()))
+        return
+    if gpus or gpu_gib:
+        raise UsageError("--gpus and --gpu-gib are for --dry-run", remedy="a run has the GPUs that torchrun gives it")
+    from iqc.train.trainer import run_train
+
     run_train(settings, inputs or [], output, tokenizer, valid, summary, quiet)

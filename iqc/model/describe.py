@@ -152,13 +152,13 @@ def ring(config: ModelConfig, precision: str, tokens: int) -> list[Addend]:
 
 def show(config: ModelConfig, gpus: int, context: int, precision: str) -> str:
     """Everything above as text; the same number of tokens everywhere, a row of them on each GPU."""
-    lines = _section("Parameters", parameters(config))
+    lines = section("Parameters", parameters(config))
     if config.num_experts:
         lines.append(_line("of which a token meets", parameter_count(config, active=True)))
-    lines += _section(
+    lines += section(
         f"Operations to train a token in rows of {context:,}, a third of them forward", flops(config, context)
     )
-    lines += _section(f"Bytes of keys and values of {context:,} tokens", cache(config, context))
+    lines += section(f"Bytes of keys and values of {context:,} tokens", cache(config, context))
     lines.append(_line("a token more", cache(config, 1)[0].value))
     stages = range(4 if gpus > 1 else 1)
     number = f"each of {gpus} GPUs, by ZeRO stage" if gpus > 1 else "one GPU"
@@ -179,7 +179,7 @@ def show(config: ModelConfig, gpus: int, context: int, precision: str) -> str:
     return "\n".join(lines)
 
 
-def _section(title: str, addends: list[Addend]) -> list[str]:
+def section(title: str, addends: list[Addend]) -> list[str]:
     lines = [_line(addend.name, addend.value) + f"  = {addend.formula}" for addend in addends]
     return ["", title, *lines, _line("sum", sum(addend.value for addend in addends))]
 

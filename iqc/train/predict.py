@@ -16,35 +16,9 @@ from typing import Any
 
 from iqc.model.config import ModelConfig, parameter_count
 from iqc.model.describe import flops
+from iqc.train.layout import Layout
 
 NEAR = 3.0  # times the hidden size of a measured shape, or a third of it: beyond, nothing is predicted
-
-
-@dataclass(slots=True, frozen=True)
-class Layout:
-    """How a run lies on its GPUs. `context_ranks` GPUs share each row; ZeRO divides over all.
-
-    `micro_rows` rows are in such a group at a time; the first `blocks` and the next `mlps` of the blocks, each pass
-    counted, are recomputed (iqc.model.decoder.Recompute)."""
-
-    gpus: int = 1
-    context_ranks: int = 1
-    zero: int = 0
-    precision: str = "bf16"
-    offload: str = "none"
-    micro_rows: int = 1
-    blocks: int = 0
-    mlps: int = 0
-
-    @property
-    def data_ranks(self) -> int:
-        return self.gpus // self.context_ranks
-
-    def tokens(self, context: int) -> int:
-        """Tokens on each GPU at a time: of a shared row two chunks, one of each half (iqc.kernels.zigzag)."""
-        if self.context_ranks == 1:
-            return self.micro_rows * context
-        return self.micro_rows * 2 * math.ceil(context / (2 * self.context_ranks))
 
 
 @dataclass(slots=True, frozen=True)
@@ -142,4 +116,4 @@ def traffic(config: ModelConfig, layout: Layout) -> float:
 def tokens_per_second(config: ModelConfig, context: int, layout: Layout) -> float | None:
     """Of all GPUs together."""
     seconds = predict(config, context, layout)
-    return seconds and layout.data_ranks * layout.micro_rows * context / seconds.total
+    return layout.data_ranks * layout.micro_rows * context / seconds.total if seconds else None

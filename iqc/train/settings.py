@@ -34,3 +34,4 @@ class TrainSettings:
     yarn: float = 0.0  # factor by which YaRN stretches the context of `start`; 0: as the stage does
     stages: str = ""  # a table of stages in place of stages.toml
     deterministic: bool = False  # a GPU, too, gives the same bits again
+    tensorboard: str | None = None  # a directory for TensorBoard

@@ -75,7 +75,7 @@ def train(
         "data": [item.digest for item in inputs],
         "stages": asdict(stage) if settings.stages else None,  # the table of this version has a version
     }
-    del asked["save_every"], asked["recompute"], asked["deterministic"]
+    del asked["save_every"], asked["recompute"], asked["deterministic"], asked["tensorboard"]
     with Run(directory, asked, tokenizer_files) as run, ExitStack() as stack:
         progress = run.resume()
         first = 0

@@ -10,7 +10,8 @@ import pytest
 from iqc.model.config import preset
 from iqc.model.decoder import Recompute
 from iqc.model.describe import flops
-from iqc.train.predict import Layout, attention_rate, measured, predict, product_rate, tokens_per_second, traffic
+from iqc.train.layout import Layout
+from iqc.train.predict import attention_rate, measured, predict, product_rate, tokens_per_second, traffic
 
 RESULTS = Path(__file__).resolve().parents[1] / "bench/results"
 
