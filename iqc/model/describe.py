@@ -11,8 +11,15 @@ from iqc.model.config import PRESETS, ModelConfig, parameter_count
 
 # Bytes a parameter of weights, gradients and AdamW's state. The first three are those of iqc train: float32; float32
 # with a bfloat16 copy for the products; bfloat16 alone. Mixed is bfloat16 with float32 master weights and moments
-# (ZeRO, Rajbhandari et al. 2020, section 3.1).
-STATES = {"fp32": (4, 4, 4 + 4), "bf16": (4 + 2, 4, 4 + 4), "bf16-pure": (2, 2, 2 + 2), "mixed": (2, 2, 4 + 4 + 4)}
+# (ZeRO, Rajbhandari et al. 2020, section 3.1); zero is the same with sums of gradients in float32, as iqc train has it
+# with DeepSpeed.
+STATES = {
+    "fp32": (4, 4, 4 + 4),
+    "bf16": (4 + 2, 4, 4 + 4),
+    "bf16-pure": (2, 2, 2 + 2),
+    "mixed": (2, 2, 4 + 4 + 4),
+    "zero": (2, 4, 4 + 4 + 4),
+}
 SHARDED_FROM = {"weights": 3, "gradients": 2, "optimiser": 1}  # the ZeRO stage from which each is divided over GPUs
 
 
@@ -88,21 +95,29 @@ def states(config: ModelConfig, precision: str, gpus: int, zero: int) -> list[Ad
 
 
 def activations(
-    config: ModelConfig, precision: str, tokens: int, blocks: int = 0, mlps: int = 0, compiled: bool = False
+    config: ModelConfig,
+    precision: str,
+    tokens: int,
+    blocks: int = 0,
+    mlps: int = 0,
+    tile: int = 0,
+    compiled: bool = False,
 ) -> list[Addend]:
     """Bytes that the backward of rows of so many tokens together needs. Of the blocks, each pass counted, the first
-    `blocks` and the next `mlps` are recomputed as iqc.model.decoder.Recompute has it.
+    `blocks` and the next `mlps` are recomputed, and MLPs by tiles, as iqc.model.decoder.Recompute has it.
 
     Of every block its input is kept, in a loop pass 1's keys and values, and the inside but for what is recomputed:
-    that is there for one block at a time, and so are the gradients in it. `compiled`: by iqc.model.compiled, which
-    makes again what takes no product; of that all where anything is recomputed.
+    that is there for one block (and one tile of an MLP) at a time, and so are the gradients in it. `compiled`: by
+    iqc.model.compiled, which makes again what takes no product; of that all where anything is recomputed.
     """
     c, hidden = config, config.hidden_size
-    each = (4 if precision == "fp32" else 2) * tokens
-    keys = 2 * c.num_key_value_heads * c.head_dim
+    width = 4 if precision == "fp32" else 2
+    each, keys = width * tokens, 2 * c.num_key_value_heads * c.head_dim
     passes = c.loop_num * c.num_hidden_layers
+    tiled = 0 < tile < tokens and not c.num_experts
+    part = width * (tile if tiled else tokens)
     blocks = min(blocks, passes)
-    mlps = min(mlps, passes - blocks)
+    mlps = passes - blocks if tiled else min(mlps, passes - blocks)
     compiled = compiled and not c.num_experts
     lean = compiled and blocks + mlps > 0
     # Input, its norm unless it is made again, queries, what is attended to (twice in a loop), the sum.
@@ -114,22 +129,22 @@ def activations(
     inner, inside = f"{parts} x {c.intermediate_size}", parts * c.intermediate_size
     slopes, gradients = f"3 x {c.intermediate_size}", 3 * c.intermediate_size
     if c.num_experts:
-        best, width, shared = c.num_experts_per_tok, c.moe_intermediate_size, c.num_shared_experts
-        inner = f"{best} x (2 x {hidden} + 4 x {width}) + 4 x {shared} x {width}"
-        inside = best * (2 * hidden + 4 * width) + 4 * shared * width
-        slopes, gradients = f"3 x ({best} + {shared}) x {width}", 3 * (best + shared) * width
+        best, wide, shared = c.num_experts_per_tok, c.moe_intermediate_size, c.num_shared_experts
+        inner = f"{best} x (2 x {hidden} + 4 x {wide}) + 4 x {shared} x {wide}"
+        inside = best * (2 * hidden + 4 * wide) + 4 * shared * wide
+        slopes, gradients = f"3 x ({best} + {shared}) x {wide}", 3 * (best + shared) * wide
     if not lean:
         inner, inside = f"{hidden} + {inner}", hidden + inside
     found = [
-        ("insides of blocks", passes - blocks - mlps, f"({outer} + {inner})", outside + inside),
-        ("blocks without MLPs", mlps, f"({outer})", outside),
-        ("inputs of blocks", blocks, f"{hidden}", hidden),
-        ("K and V of pass 1", min(blocks, c.num_hidden_layers) if c.loop_num > 1 else 0, f"{keys}", keys),
-        ("inside of a block", min(blocks, 1), f"({outer} + {inner})", outside + inside),
-        ("inside of an MLP", min(mlps, 1) if not blocks else 0, f"({inner})", inside),
-        ("gradients in a block", 1, f"{slopes}", gradients),
+        ("insides of blocks", each, passes - blocks - mlps, f"({outer} + {inner})", outside + inside),
+        ("blocks without MLPs", each, mlps, f"({outer})", outside),
+        ("inputs of blocks", each, blocks, f"{hidden}", hidden),
+        ("K and V of pass 1", each, min(blocks, c.num_hidden_layers) if c.loop_num > 1 else 0, f"{keys}", keys),
+        ("a block without MLP", each, min(blocks, 1), f"({outer})", outside),
+        ("inside of an MLP", part, min(blocks + mlps, 1), f"({inner})", inside),
+        ("gradients in an MLP", part, 1, f"{slopes}", gradients),
     ]
-    return [Addend(name, f"{each} x {n} x {text}", each * n * value) for name, n, text, value in found if n]
+    return [Addend(name, f"{size} x {n} x {text}", size * n * value) for name, size, n, text, value in found if n]
 
 
 def head(config: ModelConfig, precision: str, tokens: int, chunk: int) -> list[Addend]:

@@ -15,7 +15,7 @@ from iqc.model.describe import Addend, activations, head, parameters, ring, stat
 
 GIB = 1 << 30
 ROOM = 4.0  # GiB of a GPU left for CUDA, NCCL and what the allocator wastes: assumed
-LIVE, BUCKET = 10**9, 5 * 10**8  # DeepSpeed's defaults: parameters gathered at a time, and in a bucket on its way
+LIVE, BUCKET = 1_000_000_000, 200_000_000  # iqc.train.engines.deepspeed: parameters gathered, and in a message
 
 
 @dataclass(slots=True, frozen=True)
@@ -33,6 +33,7 @@ class Layout:
     micro_rows: int = 1
     blocks: int = 0
     mlps: int = 0
+    tile: int = 0  # tokens of an MLP at a time; 0: all
     accumulates: bool = False  # whether an update takes several micro-batches
 
     @property
@@ -87,8 +88,7 @@ class Memory:
 def memory(config: ModelConfig, context: int, layout: Layout, gpu: bool = True) -> Memory:
     """`gpu`: with compiled blocks, and the head in the large parts that a GPU wants."""
     tokens, zero, precision = layout.tokens(context), layout.zero, layout.precision
-    kept = "mixed" if zero and precision.startswith("bf16") else precision  # DeepSpeed's own master weights
-    found = states(config, kept, layout.gpus, zero)
+    found = states(config, "zero" if zero and precision == "bf16" else precision, layout.gpus, zero)
     offloaded = {"none": (), "optimizer": ("optimiser",), "all": ("optimiser", "weights")}[layout.offload]
     each = 4 if precision == "fp32" else 2
     other: list[Addend] = []
@@ -105,7 +105,7 @@ def memory(config: ModelConfig, context: int, layout: Layout, gpu: bool = True) 
     other += head(config, precision, tokens, GPU_CHUNK_LOGITS if gpu else CHUNK_LOGITS)
     if layout.context_ranks > 1:
         other += ring(config, precision, tokens)
-    kept = activations(config, precision, tokens, layout.blocks, layout.mlps, compiled=gpu)
+    kept = activations(config, precision, tokens, layout.blocks, layout.mlps, layout.tile, gpu)
     if zero == 0 and not layout.accumulates:
         # Gradients come while activations go, in a loop all of them while pass 1's activations are still there.
         gradients = next(addend.value for addend in found if addend.name == "gradients")

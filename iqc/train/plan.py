@@ -95,7 +95,8 @@ def run_plan(settings: TrainSettings, inputs: list[str], gpus: Sequence[int], gi
     blocks = min(recompute.blocks, passes)
     room = Room.found(gpus[0] if gpus else 0, gib)
     precision = settings.precision or ("bf16" if room.gpus else "fp32")
-    layout = replace(layout, precision=precision, blocks=blocks, mlps=min(recompute.mlps, passes - blocks))
+    mlps = min(recompute.mlps, passes - blocks)
+    layout = replace(layout, precision=precision, blocks=blocks, mlps=mlps, tile=recompute.tile)
     lines = [
         f"Stage       {stage.name}: {stage.text}",
         f"Start       {start}",
@@ -233,6 +234,8 @@ def in_words(config: ModelConfig, layout: Layout) -> str:
     again = [f"{n} {name}" for n, name in ((layout.blocks, "blocks"), (layout.mlps, "MLPs")) if n]
     parts = [layout.precision, f"{layout.micro_rows} row{'s' * (layout.micro_rows > 1)} at a time"]
     parts.append(f"recompute of {' and '.join(again)} of {passes}" if again else "no recompute")
+    if layout.tile:
+        parts.append(f"MLPs by {layout.tile:,} tokens")
     if layout.gpus > 1:
         parts = [f"ZeRO-{layout.zero}", f"{layout.context_ranks} share a row", *parts]
     return ", ".join(parts + ([f"offload {layout.offload}"] if layout.offload != "none" else []))

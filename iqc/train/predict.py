@@ -75,7 +75,9 @@ def predict(config: ModelConfig, context: int, layout: Layout) -> Seconds | None
     recomputed = min(layout.blocks, passes)
     mlps = min(layout.mlps, passes - recomputed)
     again = blocks / 3 * recomputed / passes  # two thirds are backward's
-    again += mlps * tokens * 2 * 2 * config.hidden_size * met_width(config)  # two of the three products
+    again += mlps * tokens * 4 * config.hidden_size * met_width(config)  # two of the three products
+    if 0 < layout.tile < tokens:  # everywhere, with the attention's last product
+        again += (passes - mlps) * tokens * (4 * met_width(config) + 2 * config.hidden_size) * config.hidden_size
 
     # Of every pass, forward, backward and forward again: the seconds of attention, and of what the ring brings.
     once = tokens * 2 * context * config.hidden_size * config.num_hidden_layers  # operations of a pass forward

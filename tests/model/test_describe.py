@@ -30,8 +30,8 @@ def test_formulas_give_their_values(name):
     found = [*parameters(config), *flops(config, 4096), *cache(config, 4096)]
     for precision in STATES:
         for compiled in (False, True):
-            for blocks, mlps in ((0, 0), (1, 2), (0, 99), (99, 0)):
-                found += activations(config, precision, 4096, blocks, mlps, compiled)
+            for blocks, mlps, tile in ((0, 0, 0), (1, 2, 0), (0, 99, 0), (99, 0, 0), (2, 0, 512)):
+                found += activations(config, precision, 4096, blocks, mlps, tile, compiled)
         found += head(config, precision, 4096, 1 << 29) + ring(config, precision, 4096)
         for zero in range(4):
             found += states(config, precision, 7, zero)
