@@ -7,7 +7,7 @@ import typer
 
 from iqc.commands import mix_law as options
 from iqc.errors import UsageError
-from iqc.options import Seed, command_app, stage_options
+from iqc.options import Seed, command_app, pairs, stage_options
 
 if TYPE_CHECKING:
     from iqc.streams.runner import Settings
@@ -174,19 +174,3 @@ def check_report(report: str, settings: "Settings") -> None:
     for path in (settings.output, settings.summary, settings.explain, settings.quarantine):
         if path is not None and os.path.realpath(path) == os.path.realpath(report):
             raise UsageError(f"--report {report} is written twice", remedy="give each output a file of its own")
-
-
-def pairs(option: str, texts: list[str]) -> dict[str, float]:
-    """`NAME=X` of an option to numbers by name."""
-    found: dict[str, float] = {}
-    for text in texts:
-        name, _, number = text.rpartition("=")
-        if name in found:
-            raise UsageError(f"--{option} {text}: {name} has {found[name]:g} already", remedy="give each name once")
-        try:
-            found[name] = float(number)
-        except ValueError:
-            raise UsageError(f"--{option} {text}: no number", remedy=f"--{option} {name or 'NAME'}=2") from None
-        if not name or not 0 <= found[name] <= 1e15:
-            raise UsageError(f"--{option} {text}", remedy="give a name and a number from 0 to 1e15: NAME=2")
-    return found

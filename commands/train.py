@@ -6,9 +6,15 @@ from typing import Annotated
 import typer
 
 from iqc.errors import UsageError
-from iqc.options import INT32, Inputs, Quiet, Seed, Summary, command_app, config_options
+from iqc.options import INT32, Quiet, Seed, Summary, command_app, config_options, pairs
 
 app = command_app()
+
+
+Rows = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[NAME=]FILE|DIR...", help="Packed sequences; with names they are sources of a mixture."),
+]
 
 
 class Optimizer(StrEnum):
@@ -25,7 +31,7 @@ class Precision(StrEnum):
 @app.command()
 @config_options
 def train(
-    inputs: Inputs = None,
+    inputs: Rows = None,
     stage: Annotated[
         str, typer.Option("--stage", metavar="NAME", help="A row of the table that --list-stages prints.")
     ] = "pretrain",
@@ -45,9 +51,39 @@ def train(
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", metavar="DIR", help="By default that of --from.")
     ] = None,
-    valid: Annotated[
-        str | None, typer.Option("--valid", metavar="FILE", help="Held-out sequences, scored at the end.")
+    weight: Annotated[
+        list[str] | None,
+        typer.Option("--weight", metavar="NAME=W", help="Share of a source; by default the stage's, else by its rows."),
     ] = None,
+    replay: Annotated[
+        list[str] | None,
+        typer.Option("--replay", metavar="NAME=X", help="A source of an earlier stage: its share of all rows, 0 to 1."),
+    ] = None,
+    phase: Annotated[
+        list[str] | None,
+        typer.Option("--phase", metavar="X:NAME[=W],...", help="A share X of the run with these sources; in turn."),
+    ] = None,
+    valid: Annotated[
+        list[str] | None,
+        typer.Option("--valid", metavar="[NAME=]FILE", help="Held-out sequences, scored at the end, by source."),
+    ] = None,
+    valid_every: Annotated[
+        int,
+        typer.Option("--valid-every", metavar="N", min=0, max=INT32, help="Score them every N updates; 0: at the end."),
+    ] = 0,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Give sources whose held-out loss is above its reference more weight.")
+    ] = False,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option("--reference", metavar="NAME=X", help="That loss, in nats a token; else the one at the start."),
+    ] = None,
+    least: Annotated[
+        float, typer.Option("--least", metavar="X", min=0, max=1, help="Share that --adapt leaves a source.")
+    ] = 0.01,
+    most: Annotated[
+        float, typer.Option("--most", metavar="X", min=0, max=1, help="Share that --adapt gives a source.")
+    ] = 1.0,
     steps: Annotated[
         int, typer.Option("--steps", metavar="N", min=0, max=INT32, help="Updates; 0: as --epochs says.")
     ] = 0,
@@ -121,10 +157,16 @@ def train(
 
         print(table_text(stages or TABLE))
         return
+    from iqc.train.curriculum import MixtureSettings
+
     settings = TrainSettings(
         stage, model, start, steps, epochs, batch_rows, micro_rows, context, optimizer.value, rate, save_every, seed,
         precision.value if precision else "", recompute, loop, yarn, stages,
         deterministic, tensorboard=tensorboard,
+    )  # fmt: skip
+    settings.mixture = MixtureSettings(
+        pairs("weight", weight or []), pairs("replay", replay or []), phase or [], valid_every, adapt,
+        pairs("reference", reference or []), least, most,
     )  # fmt: skip
     if dry_run:
         from iqc.train.layout import Layout
@@ -136,4 +178,4 @@ def train(
         raise UsageError("--gpus and --gpu-gib are for --dry-run", remedy="a run has the GPUs that torchrun gives it")
     from iqc.train.trainer import run_train
 
-    run_train(settings, inputs or [], output, tokenizer, valid, summary, quiet)
+    run_train(settings, inputs or [], output, tokenizer, valid or [], summary, quiet)

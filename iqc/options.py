@@ -241,3 +241,19 @@ def _toml(value: Any) -> str:
     import json
 
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's other escapes are TOML's
+
+
+def pairs(option: str, texts: list[str]) -> dict[str, float]:
+    """`NAME=X` of an option to numbers by name."""
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        if name in found:
+            raise UsageError(f"--{option} {text}: {name} has {found[name]:g} already", remedy="give each name once")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise UsageError(f"--{option} {text}: no number", remedy=f"--{option} {name or 'NAME'}=2") from None
+        if not name or not 0 <= found[name] <= 1e15:
+            raise UsageError(f"--{option} {text}", remedy="give a name and a number from 0 to 1e15: NAME=2")
+    return found

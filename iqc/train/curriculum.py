@@ -13,7 +13,7 @@ they are packed (by a score, by the length of a solution, by how often a model s
 medium and the hard ones each for itself. The published three phases (IQuest-Coder-V1, section 4.1) have no numbers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import accumulate
@@ -39,6 +39,14 @@ class MixtureSettings:
     reference: dict[str, float] = field(default_factory=dict)  # the losses, in nats, that they are adapted towards
     least: float = 0.01  # share of the run that a source keeps when weights are adapted
     most: float = 1.0
+
+
+def with_weights(asked: MixtureSettings, names: Iterable[str], weights: Mapping[str, float]) -> MixtureSettings:
+    """With these weights, those of a stage, where none are asked for and they have all sources that do not replay."""
+    needed = [name for name in names if name not in asked.replay]
+    if asked.weights or asked.phases or not all(name in weights for name in needed):
+        return asked
+    return replace(asked, weights={name: weights[name] for name in needed})
 
 
 def schedule(

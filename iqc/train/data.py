@@ -16,9 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import orjson
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from iqc.streams.writer import write_file
 from iqc.tokens.dataset import Dataset
@@ -91,7 +88,7 @@ class Data:
 
     def start(self, measure: Measure) -> None:
         """Before the first update of a process: the losses to adapt the weights towards, where none are known."""
-        if self.asked.adapt and not self.reference:
+        if self.asked.adapt and self.steps and not self.reference:
             self.reference = {name: measure(self.held_out[name]) for name in self._adapted()}
 
     def after(self, updates: int, measure: Measure) -> dict:
@@ -156,21 +153,3 @@ def event(update: int, names: tuple[str, ...], parts: list[int]) -> dict:
 def seed_of(seed: int, name: str) -> int:
     """What gives the order of a source's rows."""
     return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8, person=b"iqc source").digest())
-
-
-def domain_sums(batch: Batch, row_losses: Tensor | None, domains: int) -> Tensor:
-    """[2, domains] float64: of the rows of each source the loss, and the weights of their tokens.
-
-    `row_losses` [B]: of each row the sum of weight * loss. To be added up over micro-batches and ranks; a GPU is not
-    waited for.
-    """
-    if batch.domains is None or row_losses is None:
-        return torch.zeros(2, domains, dtype=torch.float64)
-    weights = torch.from_numpy(batch.weights.sum(axis=1, dtype=np.float64)).to(row_losses.device)
-    rows = F.one_hot(torch.from_numpy(batch.domains).to(row_losses.device), domains).double()
-    return torch.stack((row_losses.double(), weights)) @ rows  # a product: sums by index have no fixed order on a GPU
-
-
-def domain_losses(sums: Tensor, domains: tuple[str, ...]) -> dict[str, float]:
-    """The mean loss of each source that had a token to learn, in nats a token, from the sum of `domain_sums`."""
-    return {name: loss / weight for name, loss, weight in zip(domains, *sums.tolist()) if weight}

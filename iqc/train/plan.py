@@ -16,11 +16,11 @@ from iqc.errors import IqcError, UsageError
 from iqc.model.config import ModelConfig, preset
 from iqc.model.decoder import Recompute
 from iqc.model.describe import flops, parameters, section
-from iqc.tokens.dataset import open_dataset
 from iqc.train.layout import GIB, ROOM, Layout, check_layout, fits, memory, remedy
 from iqc.train.predict import measured, predict, tokens_per_second
 from iqc.train.progress import peak_flops
 from iqc.train.settings import TrainSettings
+from iqc.train.sources import open_sources
 from iqc.train.stages import TABLE, TrainingStage, learning_rate, mixture_weights, peak_rate
 from iqc.train.stages import stage as find_stage
 from iqc.train.start import starting_config
@@ -133,9 +133,8 @@ def updates(
     """How many of which size, and the learning rate over them."""
     steps, tokens, lines = settings.steps, settings.batch_rows * context, []
     if inputs:
-        dataset, _ = open_dataset(inputs)
-        with dataset:
-            rows = len(dataset)
+        with open_sources(inputs) as sources:
+            rows = len(sources.dataset)
         steps = steps or math.ceil(settings.epochs * rows / settings.batch_rows)
         lines.append(f"Rows        {rows:,}, each seen {steps * settings.batch_rows / rows:.2f} times")
     if not steps:

@@ -1,8 +1,10 @@
 """What `iqc train` is asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+
+from iqc.train.curriculum import MixtureSettings
 
 # Of weights, gradients and moments; and of the matrix products, where it is another (autocast).
 PRECISIONS = {
@@ -35,3 +37,4 @@ class TrainSettings:
     stages: str = ""  # a table of stages in place of stages.toml
     deterministic: bool = False  # a GPU, too, gives the same bits again
     tensorboard: str | None = None  # a directory for TensorBoard
+    mixture: MixtureSettings = field(default_factory=MixtureSettings)  # of sources with names

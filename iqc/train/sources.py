@@ -82,24 +82,31 @@ def open_sources(inputs: list[str]) -> Sources:
     paths = by_name(inputs)
     names = tuple(sorted(paths))
     dataset, read = open_dataset([paths[name] for name in names] if names else inputs)
-    for name, size in zip(names, dataset.sizes):
+    for name, size, item in zip(names, dataset.sizes, read):
+        item.label = name
         if not size:
             dataset.__exit__()
             raise IqcError(f"source {name} is empty", where=paths[name], remedy="leave it out")
     return Sources(names or ("",), dataset, read)
 
 
-def open_held_out(inputs: list[str], limits: Limits, batch_rows: int, stack: ExitStack) -> dict[str, Dataset]:
-    """The held-out rows by name, "" where there is one set without a name; all are read once, to find what is wrong."""
+def open_held_out(
+    inputs: list[str], limits: Limits, batch_rows: int, stack: ExitStack
+) -> tuple[dict[str, Dataset], dict[str, str | None]]:
+    """The held-out rows by name, "" where they are one set without a name, and the digest of each.
+
+    All are read once, to find what is wrong with them.
+    """
     paths = by_name(inputs)
     if len(inputs) > 1 and not paths:
         raise UsageError("several --valid without names", remedy="--valid NAME=FILE, for each")
-    found = {}
+    found, digests = {}, {}
     for name, path in sorted(paths.items()) if paths else [("", path) for path in inputs]:
-        found[name] = dataset = stack.enter_context(open_dataset([path])[0])
+        dataset, (item,) = open_dataset([path])
+        found[name], digests[name] = stack.enter_context(dataset), item.digest
         if not any([batch.weights.any() for batch in in_order(dataset, limits, batch_rows)]):
             raise IqcError("held-out rows without a token to learn", where=path, remedy="give another --valid")
-    return found
+    return found, digests
 
 
 def check_asked(asked: MixtureSettings, sources: Sources, held_out: Mapping[str, Dataset], fresh: bool) -> None:

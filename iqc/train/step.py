@@ -14,6 +14,7 @@ from iqc.errors import IqcError
 from iqc.model.decoder import Decoder
 from iqc.tokens.dataset import Dataset
 from iqc.tokens.loader import Batch, Limits, in_order
+from iqc.train.domains import domain_losses, domain_sums
 
 CLIP = 1.0  # the norm that gradients are scaled down to
 
@@ -27,7 +28,8 @@ def micro_batches(batch: Batch, rows: int) -> Iterator[Batch]:
     size = rows or len(batch.tokens)
     for start in range(0, len(batch.tokens), size):
         part = slice(start, start + size)
-        yield Batch(batch.tokens[part], batch.weights[part], batch.lengths[part])
+        domains = batch.domains[part] if batch.domains is not None else None
+        yield Batch(batch.tokens[part], batch.weights[part], batch.lengths[part], domains)
 
 
 def products_in(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:
@@ -42,8 +44,10 @@ def update(
     rate: float,
     micro_rows: int = 0,
     products: torch.dtype | None = None,
-) -> dict[str, float]:
-    """One update; returns the mean loss in nats a token, the number of predicted tokens and the gradient norm.
+    domains: tuple[str, ...] = (),
+) -> dict:
+    """One update; returns the mean loss in nats a token, of each domain too where rows have one, the number of
+    predicted tokens and the gradient norm.
 
     With experts the load-balancing loss too, by micro-batch: it is no part of the loss that is returned.
     """
@@ -54,6 +58,7 @@ def update(
     if count <= 0:
         raise IqcError("an update without a token to learn", remedy="take a larger --batch-rows")
     total, balance = torch.zeros(2, dtype=torch.float64, device=device)
+    sums = torch.zeros(2, len(domains), dtype=torch.float64, device=device)
     optimizer.zero_grad(set_to_none=True)
     for part in micro_batches(batch, micro_rows):
         with products_in(products, device):
@@ -61,6 +66,7 @@ def update(
         (penalised / count).backward()
         total += penalised.detach()
         balance += model.balance * weight
+        sums += domain_sums(part, model.row_losses, len(domains))
     gradient = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     optimizer.step()
     norm, balance = gradient.item(), balance.item()  # a GPU is waited for here, and nowhere before
@@ -69,7 +75,9 @@ def update(
         raise IqcError(
             f"loss {loss}, gradient norm {norm}", remedy="lower --rate, or look for damaged rows in the data"
         )
-    metrics = {"loss": loss, "tokens": count, "grad_norm": norm}
+    metrics: dict = {"loss": loss, "tokens": count, "grad_norm": norm}
+    if domains:
+        metrics["domain_loss"] = domain_losses(sums, domains)
     return metrics | ({"balance": balance / count} if model.config.num_experts else {})
 
 

@@ -7,7 +7,7 @@ started again gives the losses of one that was not, bit for bit on the same CPU,
 import math
 import sys
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,31 +20,33 @@ from iqc.model.compiled import compile_blocks
 from iqc.model.decoder import Recompute
 from iqc.streams.lineage import Input, Stage, lineage_of
 from iqc.streams.runner import Counts, Settings, report
-from iqc.tokens.dataset import Dataset, open_dataset
-from iqc.tokens.loader import Limits, batches, in_order
+from iqc.tokens.dataset import Dataset
+from iqc.tokens.loader import Limits
 from iqc.tokens.special import PAD
 from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tokenizer import load as load_tokenizer
 from iqc.train.checkpoints import checkpoint_bytes, load_pieces, pieces_of
+from iqc.train.curriculum import with_weights
+from iqc.train.data import Data
 from iqc.train.environment import deterministic
 from iqc.train.optimizer import make_optimizer
 from iqc.train.run import Run, find_checkpoint, lineage_inputs, weights_digest
 from iqc.train.settings import PRECISIONS, TrainSettings
-from iqc.train.stages import TABLE, TrainingStage, learning_rate, peak_rate
+from iqc.train.sources import Sources, check_asked, open_held_out, open_sources
+from iqc.train.stages import TABLE, TrainingStage, learning_rate, mixture_weights, peak_rate
 from iqc.train.stages import stage as find_stage
-from iqc.train.start import check_rows, check_tokenizer, starting_model
+from iqc.train.start import starting_model
 from iqc.train.step import evaluate, update
 
 
 def train(
     settings: TrainSettings,
     stage: TrainingStage,
-    dataset: Dataset,
-    inputs: list[Input],
+    sources: Sources,
     tokenizer: Tokenizer,
     tokenizer_files: Path,
     directory: str,
-    valid: Dataset | None = None,
+    valid: list[str],
     quiet: bool = False,
 ) -> dict:
     """Run a stage to its end, or from where an earlier run stopped. Returns the counts for the summary."""
@@ -56,10 +58,12 @@ def train(
             f"a context of {context}", remedy=f"the model was made for {config.max_position_embeddings} tokens"
         )
     limits = Limits(context, config.vocab_size, tokenizer.control[PAD], pairs=stage.loss == "dpo")
-    check_rows(inputs, limits)
-    if valid is not None and not any([batch.weights.any() for batch in in_order(valid, limits, settings.batch_rows)]):
-        raise IqcError("held-out rows without a token to learn", remedy="give another --valid")
-    steps = settings.steps or math.ceil(settings.epochs * len(dataset) / settings.batch_rows)
+    sources.check(limits, tokenizer.digest)
+    mixture = with_weights(settings.mixture, sources.names, mixture_weights(stage, settings.stages or TABLE))
+    opened = ExitStack()
+    held_out, digests = open_held_out(valid, limits, settings.batch_rows, opened)
+    check_asked(mixture, sources, held_out, fresh=start is None)
+    steps = settings.steps or math.ceil(settings.epochs * len(sources.dataset) / settings.batch_rows)
     peak = settings.rate or peak_rate(config.hidden_size, settings.optimizer)
     parent = parent_input(start) if start else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,11 +76,12 @@ def train(
         "rate": peak,
         "precision": precision,
         "config": config.to_hf(),
-        "data": [item.digest for item in inputs],
+        "data": sources.asked(),
+        "mixture": asdict(mixture) | {"held_out": digests} if sources.named else None,
         "stages": asdict(stage) if settings.stages else None,  # the table of this version has a version
     }
     del asked["save_every"], asked["recompute"], asked["deterministic"], asked["tensorboard"]
-    with Run(directory, asked, tokenizer_files) as run, ExitStack() as stack:
+    with opened, Run(directory, asked, tokenizer_files) as run:
         progress = run.resume()
         first = 0
         if progress is not None:
@@ -90,18 +95,25 @@ def train(
         optimizer = make_optimizer(model, peak, settings.optimizer)
         if progress is not None:
             load_pieces(model, optimizer, progress.stored)
-        source = stack.enter_context(
-            closing(batches(dataset, limits, seed=settings.seed, batch_rows=settings.batch_rows, start=first))
-        )
+        data = Data(
+            sources, held_out, mixture, limits, seed=settings.seed, batch_rows=settings.batch_rows, steps=steps,
+            directory=run.directory,
+        )  # fmt: skip
+        opened.enter_context(data)
+        if progress is not None:
+            data.load(progress.state.get("mixture", {}))
+
+        def measure(rows: Dataset) -> float:
+            return evaluate(model, rows, limits, settings.batch_rows, products)
+
         run.need(checkpoint_bytes(model), math.ceil((steps - first) / (settings.save_every or steps)) if steps else 1)
+        data.start(measure)
         started, seen = time.monotonic(), 0.0
         for step in range(first, steps):
             run.copied()
             rate = learning_rate(stage, peak, step, steps)
-            made = update(model, optimizer, next(source), rate, settings.micro_rows, products)
-            metrics = {"step": step, "rate": rate} | made
-            if valid is not None and step + 1 == steps:
-                metrics["valid_loss"] = evaluate(model, valid, limits, settings.batch_rows, products)
+            made = update(model, optimizer, data.batch(step), rate, settings.micro_rows, products, data.domains)
+            metrics = {"step": step, "rate": rate} | made | data.after(step + 1, measure)
             run.log(metrics)
             seen += metrics["tokens"]
             if (step + 1) % max(1, steps // 10) == 0:
@@ -110,14 +122,14 @@ def train(
                 say(quiet, f"{stage.name}: {at}")
             done = step + 1 == steps
             if done or (settings.save_every and (step + 1) % settings.save_every == 0):
-                history = partial(lineage, asked, inputs, parent, step + 1, metrics["loss"])
-                run.save(step + 1, model, pieces_of(model, optimizer), history, done)
+                history = partial(lineage, asked, sources.inputs, parent, step + 1, metrics["loss"])
+                run.save(step + 1, model, pieces_of(model, optimizer), history, done, {"mixture": data.state()})
         if progress is not None and first == steps:
             say(quiet, f"{stage.name}: {directory} is complete already")
         elif steps == 0:
-            history = partial(lineage, asked, inputs, parent, 0, None)
+            history = partial(lineage, asked, sources.inputs, parent, 0, None)
             run.save(0, model, pieces_of(model, optimizer), history, True)
-    return {"updates": steps, "rows": len(dataset)}
+    return {"updates": steps, "rows": len(sources.dataset)}
 
 
 def parent_input(start: Path) -> Input:
@@ -130,7 +142,7 @@ def lineage(asked: dict, inputs: list[Input], parent: Input | None, step: int, l
     """The lineage of a checkpoint: its data, and the checkpoint that it started from."""
     decisive = ("stage", "model", "steps", "batch_rows", "micro_rows", "context", "optimizer", "rate", "precision")
     options = {key: asked[key] for key in decisive if asked[key] is not None}
-    options |= {key: asked[key] for key in ("loop", "yarn", "stages") if asked[key]}
+    options |= {key: asked[key] for key in ("loop", "yarn", "stages", "mixture") if asked[key]}
     sources = [*inputs, *([parent] if parent else [])]
     output = {"digest": digest, "updates": step, "loss": loss}
     return lineage_of(Stage("train", __version__, options, asked["seed"]), sources, {"updates": step}, output)
@@ -146,7 +158,7 @@ def run_train(
     inputs: list[str],
     directory: str,
     tokenizer: str | None,
-    valid: str | None,
+    valid: list[str],
     summary: str | None,
     quiet: bool,
 ) -> None:
@@ -170,11 +182,7 @@ def run_train(
     if settings.deterministic:
         deterministic()
     started = time.monotonic()
-    with ExitStack() as stack:
-        dataset, used = open_dataset(inputs)
-        stack.enter_context(dataset)
-        check_tokenizer(used, loaded.digest)
-        held_out = stack.enter_context(open_dataset([valid])[0]) if valid else None
-        done = train(settings, stage, dataset, used, loaded, place, directory, held_out, quiet)
+    with open_sources(inputs) as sources:
+        done = train(settings, stage, sources, loaded, place, directory, valid, quiet)
     counts = Counts(read=done["rows"], kept=done["rows"], extra=done)
     report("train", shared, counts, time.monotonic() - started)

@@ -50,14 +50,17 @@ class Room:
         run_stage("pack", options, settings, factory, reduce=reduce, measure=measured)
         return out
 
-    def train(self, run: Path, data: Path | None = None, tokens: str | None = "tokenizer", valid=None, **asked) -> Path:
+    def train(
+        self, run: Path, data: Path | list[str] | None = None, tokens: str | None = "tokenizer", valid=None, **asked
+    ) -> Path:
         """`iqc train` in this process: 4 updates of the tiny model unless asked otherwise."""
         wanted = {"stage": "pretrain", "model": "tiny", "start": None, "steps": 4, "batch_rows": 4} | asked
         if wanted["start"]:
             wanted["model"], wanted["start"] = None, str(wanted["start"])
-        data = data or self.place / "sequences.zst"
+        inputs = data if isinstance(data, list) else [str(data or self.place / "sequences.zst")]
+        held_out = valid if isinstance(valid, list) else [str(valid)] if valid else []
         named = str(self.place / tokens) if tokens and not wanted["start"] else None
-        run_train(TrainSettings(**wanted), [str(data)], str(run), named, valid and str(valid), None, True)
+        run_train(TrainSettings(**wanted), inputs, str(run), named, held_out, None, True)
         return run
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from iqc.errors import IqcError, UsageError
 from iqc.tokens.loader import Batch, Limits, batches
 from iqc.train.curriculum import MixtureSettings
-from iqc.train.data import EVENTS, Data, domain_losses, domain_sums
+from iqc.train.data import EVENTS, Data
+from iqc.train.domains import domain_losses, domain_sums
 from iqc.train.sources import check_asked, open_held_out, open_sources
 
 LIMITS = Limits(context=12, vocab_size=1_000_000, pad_id=7)
@@ -35,7 +36,7 @@ def place(tmp_path_factory, rows_of, write_rows):
 @contextmanager
 def opened(place, names=("code", "chat", "math"), asked=None, steps=100, held=(), **how):
     with open_sources([f"{name}={place / name}" for name in names]) as sources, ExitStack() as stack:
-        held_out = open_held_out([f"{name}={place / name}" for name in held], LIMITS, 4, stack)
+        held_out = open_held_out([f"{name}={place / name}" for name in held], LIMITS, 4, stack)[0]
         how = {"seed": 1, "batch_rows": 4} | how
         with Data(sources, held_out, asked or MixtureSettings(), LIMITS, steps=steps, **how) as data:
             yield data
@@ -261,7 +262,7 @@ def test_losses_by_domain_are_those_of_their_rows():
 def refuse(place, inputs, match, held=(), fresh=False, **asked):
     with pytest.raises(IqcError, match=match) as caught, ExitStack() as stack:
         sources = stack.enter_context(open_sources([given.format(place) for given in inputs]))
-        held_out = open_held_out([f"{name}={place / name}" for name in held], LIMITS, 4, stack)
+        held_out = open_held_out([f"{name}={place / name}" for name in held], LIMITS, 4, stack)[0]
         settings_ = MixtureSettings(**asked)
         check_asked(settings_, sources, held_out, fresh)
         Data(sources, held_out, settings_, LIMITS, seed=0, batch_rows=4, steps=10)

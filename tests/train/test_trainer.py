@@ -284,7 +284,7 @@ def test_another_tokenizer_than_that_of_the_checkpoint_is_refused(room, made, tm
             [str(room.pack("again", ["a b c"] * 9, tokens="other"))],
             str(tmp_path / "run"),
             str(room.place / "other"),
-            None,
+            [],
             None,
             True,
         )
