@@ -28,7 +28,7 @@ from torch import Tensor
 
 from iqc.errors import IqcError
 from iqc.model.bailing import released_places
-from iqc.model.config import ModelConfig
+from iqc.model.config import ModelConfig, parameter_count
 from iqc.model.decoder import Decoder
 
 SHARD = 4 << 30  # bytes of tensors a file
@@ -117,9 +117,10 @@ def load_pieces(model: Decoder, optimizer: torch.optim.Optimizer, stored: "Store
                 optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
 
 
-def checkpoint_bytes(model: Decoder) -> int:
-    """At most: weights and two moments. (Muon keeps one of a matrix.)"""
-    return 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+def checkpoint_bytes(model: Decoder, averaged: bool = False) -> int:
+    """At most: weights, two moments (Muon keeps one of a matrix), and an average of the weights in float32."""
+    state = 3 * model.lm_head.weight.dtype.itemsize + (4 if averaged else 0)
+    return parameter_count(model.config) * state  # by formula: an engine may have cut the tensors
 
 
 class Layout:

@@ -8,6 +8,7 @@ next call; the files that it leaves are taken away.
 """
 
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -88,6 +89,11 @@ class Saver:
         if error is not None:
             raise error
 
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is under way."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
         """Until nothing is under way; raises as `copied`."""
         if self._thread is not None:
@@ -152,7 +158,8 @@ class Saver:
 def finite(pieces: Sequence[Piece], step: int) -> Sequence[Piece]:
     """The pieces; IqcError when a weight is not finite: the last update's loss was computed before its step."""
     for piece in pieces:
-        if is_model(piece.file) and not bool(torch.isfinite(piece.values).all()):
+        # The sum takes no memory, where a tensor of booleans would; in float64 nothing finite overflows.
+        if is_model(piece.file) and not math.isfinite(piece.values.sum(dtype=torch.float64)):
             raise IqcError(
                 f"{piece.name} is not finite after update {step}", remedy="lower --rate, or look at the data"
             )
