@@ -19,7 +19,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 import torch
@@ -28,21 +28,12 @@ from iqc.errors import UsageError
 from iqc.model.config import ModelConfig
 from iqc.model.describe import flops
 from iqc.tokens.loader import Batch
+from iqc.train.ranks import Ranks
 
 TIMINGS = "timings.jsonl"
 WINDOW = 20  # updates of which the shown speed and the time that is left are a mean
 LINES = 10  # a run writes at least so many lines on standard error,
 EVERY = 60.0  # and one at least every so many seconds
-
-
-class Place(Protocol):
-    """What is asked of iqc.train.ranks.Ranks."""
-
-    size: int
-    device: torch.device
-
-    @property
-    def main(self) -> bool: ...
 
 
 def work_of(batch: Batch) -> torch.Tensor:
@@ -67,7 +58,7 @@ class Meter:
         name: str,
         steps: int,
         first: int,
-        ranks: Place,
+        ranks: Ranks,
         precision: str,
         directory: str | Path,
         tensorboard: str | None = None,
@@ -109,15 +100,16 @@ class Meter:
         finally:
             self.waits[what] += time.monotonic() - started
 
-    def update(self, step: int, metrics: dict[str, Any], work: torch.Tensor) -> None:
-        """Update `step` (from 0) is done; `metrics` are its line, `work` is work_of() over all ranks."""
+    def update(self, step: int, metrics: dict[str, Any], batch: Batch) -> None:
+        """Update `step` (from 0) is done; `metrics` are its line, `batch` are this rank's rows. All ranks call it."""
         now = time.monotonic()
         seconds, self.last = max(now - self.last, 1e-9), now
         waits, self.waits = dict(self.waits), defaultdict(float)
         for what, spent in waits.items():
             self.waited[what] += spent
         self.total += seconds
-        amounts = work.tolist()
+        amounts = self.ranks.sum(work_of(batch)).tolist()
+        amounts = [amount / self.ranks.context for amount in amounts]  # ranks that share rows have the same ones
         tokens, operations = amounts[0], sum(cost * amount for cost, amount in zip(self.costs, amounts))
         if len(self.recent) == 1 and self.recent[0][0] > 2 * seconds:
             self.recent.clear()  # the first update compiles and allocates

@@ -15,8 +15,9 @@ from iqc.model.describe import flops
 from iqc.tokens.loader import Batch
 from iqc.train import progress
 from iqc.train.progress import Meter, clock, peak_flops, work_of
+from iqc.train.ranks import Ranks
 
-ALONE = SimpleNamespace(main=True, size=1, device=torch.device("cpu"))
+ALONE = Ranks()
 METRICS = {"rate": 1e-3, "loss": 2.5, "tokens": 30.0, "grad_norm": 0.75}
 
 
@@ -52,7 +53,7 @@ def test_work_adds_up_over_rows_and_is_that_of_the_sums():
 
 def test_rates_are_work_over_time(tmp_path, now, monkeypatch):
     monkeypatch.setattr(progress, "peak_flops", lambda device: 1e9)
-    config, work = ModelConfig(50, 24, 40, 2, 6, 2, 32), work_of(batch([20], [5, 7]))
+    config, rows = ModelConfig(50, 24, 40, 2, 6, 2, 32), batch([20], [5, 7])
     with Meter(config, "pretrain", 10, 4, ALONE, "bf16", tmp_path, quiet=True) as meter:
         for step in (4, 5):
             with meter.waiting("data"):
@@ -60,12 +61,12 @@ def test_rates_are_work_over_time(tmp_path, now, monkeypatch):
             now.seconds += 1.5
             with meter.waiting("data"):
                 now.seconds += 0.5
-            meter.update(step, METRICS, work)
+            meter.update(step, METRICS, rows)
             with meter.waiting("checkpoint"):
                 now.seconds += 1.5
         assert meter.seconds_left(5) == 4 * 3.25  # the mean of 2.5 and 4
     first, second = lines(tmp_path)
-    operations = sum(a.value * n for a, n in zip(flops(config, 1), work.tolist()))
+    operations = sum(a.value * n for a, n in zip(flops(config, 1), work_of(rows).tolist()))
     assert (first["step"], first["seconds"], first["tokens_per_second"]) == (4, 2.5, 32 / 2.5)
     assert first["flops_per_second"] == operations / 2.5 and first["flops_share"] == operations / 2.5 / 1e9
     assert first["waiting"] == {"data": 0.4}
@@ -74,21 +75,23 @@ def test_rates_are_work_over_time(tmp_path, now, monkeypatch):
 
 
 def test_more_ranks_have_more_peak_and_the_main_one_writes(tmp_path, monkeypatch):
+    """Four ranks, two of which share their rows: the work is that of two."""
     monkeypatch.setattr(progress, "peak_flops", lambda device: 1e9)
-    config, work = ModelConfig(50, 24, 40, 2, 6, 2, 32), work_of(batch([20]))
+    config, rows = ModelConfig(50, 24, 40, 2, 6, 2, 32), batch([20])
     for main in (False, True):
-        ranks = SimpleNamespace(main=main, size=4, device=torch.device("cpu"))
+        ranks = SimpleNamespace(main=main, size=4, context=2, device=torch.device("cpu"), sum=lambda tensor: 4 * tensor)
         with Meter(config, "pretrain", 1, 0, ranks, "bf16", tmp_path, quiet=True) as meter:
-            meter.update(0, METRICS, work)
+            meter.update(0, METRICS, rows)
     (line,) = lines(tmp_path)
     assert line["flops_share"] == pytest.approx(line["flops_per_second"] / 4e9)
+    assert line["tokens_per_second"] * line["seconds"] == pytest.approx(2 * 20)
     with Meter(config, "pretrain", 1, 0, ALONE, "fp32", tmp_path, quiet=True) as meter:
-        meter.update(0, METRICS, work)
+        meter.update(0, METRICS, rows)
     assert "flops_share" not in lines(tmp_path)[1]  # float32 has another peak
 
 
 def test_lines_on_standard_error(tmp_path, now, capsys):
-    config, work = ModelConfig(50, 24, 40, 2, 6, 2, 32), work_of(batch([20], [20]))
+    config, rows = ModelConfig(50, 24, 40, 2, 6, 2, 32), batch([20], [20])
 
     def run(steps, first=0, seconds=2.0, quiet=False):
         with Meter(config, "pretrain", steps, first, ALONE, "fp32", tmp_path, quiet=quiet) as meter:
@@ -96,7 +99,7 @@ def test_lines_on_standard_error(tmp_path, now, capsys):
                 with meter.waiting("data"):
                     now.seconds += seconds / 4
                 now.seconds += 3 * seconds / 4
-                meter.update(step, METRICS, work)
+                meter.update(step, METRICS, rows)
         return capsys.readouterr().err.splitlines()
 
     shown = run(40)
@@ -112,11 +115,11 @@ def test_lines_on_standard_error(tmp_path, now, capsys):
 
 
 def test_a_slow_first_update_does_not_make_the_rest_look_long(tmp_path, now):
-    config, work = ModelConfig(50, 24, 40, 2, 6, 2, 32), work_of(batch([20]))
+    config, rows = ModelConfig(50, 24, 40, 2, 6, 2, 32), batch([20])
     with Meter(config, "pretrain", 10, 0, ALONE, "fp32", tmp_path, quiet=True) as meter:
         for step, seconds in enumerate((60.0, 2.0, 2.0)):
             now.seconds += seconds
-            meter.update(step, METRICS, work)
+            meter.update(step, METRICS, rows)
         assert meter.seconds_left(2) == 7 * 2.0
 
 
@@ -127,11 +130,11 @@ def test_a_terminal_gets_a_bar(tmp_path, monkeypatch):
 
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    config, work = ModelConfig(50, 24, 40, 2, 6, 2, 32), work_of(batch([20]))
+    config, rows = ModelConfig(50, 24, 40, 2, 6, 2, 32), batch([20])
     with Meter(config, "pretrain", 3, 0, ALONE, "fp32", tmp_path) as meter:
         monkeypatch.setattr(meter.bar, "mininterval", 0)
         for step in range(3):
-            meter.update(step, METRICS, work)
+            meter.update(step, METRICS, rows)
     shown = terminal.getvalue()
     assert "iqc train pretrain" in shown and "loss 2.500" in shown and "3/3" in shown and "\n" not in shown
 
@@ -140,13 +143,13 @@ def test_tensorboard_reads_every_number(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config, work = ModelConfig(50, 24, 40, 2, 6, 2, 32), work_of(batch([20]))
+    config, rows = ModelConfig(50, 24, 40, 2, 6, 2, 32), batch([20])
 
     def run(first, steps, loss):
         with Meter(config, "pretrain", steps, first, ALONE, "fp32", tmp_path, str(tmp_path / "tb"), True) as meter:
             for step in range(first, steps):
                 line = {"step": step} | METRICS | {"loss": loss - step, "valid_loss": {"code": 1.5}, "said": "text"}
-                meter.update(step, line, work)
+                meter.update(step, line, rows)
 
     run(0, 6, 10.0)
     run(4, 6, 20.0)  # killed after update 4: what it wrote beyond is written again
