@@ -28,6 +28,17 @@ class Precision(StrEnum):
     bf16_pure = "bf16-pure"
 
 
+class EngineName(StrEnum):
+    local = "local"
+    deepspeed = "deepspeed"
+
+
+class Offload(StrEnum):
+    none = "none"
+    optimizer = "optimizer"
+    all = "all"
+
+
 @app.command()
 @config_options
 def train(
@@ -121,6 +132,21 @@ def train(
         str,
         typer.Option("--recompute", metavar="WHAT", help="To save memory: mlp, block, or with counts block:2,mlp:10."),
     ] = "none",
+    engine: Annotated[
+        EngineName, typer.Option("--engine", help="What divides the work over the ranks that torchrun starts.")
+    ] = EngineName.local,
+    zero: Annotated[
+        int | None,
+        typer.Option(
+            "--zero", metavar="N", min=0, max=3, help="DeepSpeed divides optimizer (1), gradients (2), weights (3)."
+        ),
+    ] = None,
+    offload: Annotated[
+        Offload, typer.Option("--offload", help="DeepSpeed keeps the optimizer's state, or weights too, on the CPU.")
+    ] = Offload.none,
+    context_ranks: Annotated[
+        int, typer.Option("--context-ranks", metavar="N", min=1, max=INT32, help="Ranks that share each row.")
+    ] = 1,
     save_every: Annotated[
         int, typer.Option("--save-every", metavar="N", min=0, max=INT32, help="Updates between checkpoints.")
     ] = 100,
@@ -162,7 +188,7 @@ def train(
     settings = TrainSettings(
         stage, model, start, steps, epochs, batch_rows, micro_rows, context, optimizer.value, rate, save_every, seed,
         precision.value if precision else "", recompute, loop, yarn, stages,
-        deterministic, tensorboard=tensorboard,
+        deterministic, tensorboard, engine.value, zero, offload.value, context_ranks,
     )  # fmt: skip
     settings.mixture = MixtureSettings(
         pairs("weight", weight or []), pairs("replay", replay or []), phase or [], valid_every, adapt,

@@ -31,10 +31,10 @@ from iqc.tokens.special import PAD
 from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tokenizer import load as load_tokenizer
 from iqc.train.checkpoints import load_pieces, pieces_of
+from iqc.train.engines.engine import CLIP
 from iqc.train.optimizer import make_optimizer
 from iqc.train.run import Run, find_checkpoint
 from iqc.train.stages import peak_rate
-from iqc.train.step import CLIP
 from iqc.train.trainer import parent_input
 
 RATE = 0.1  # of the width's peak rate of training

@@ -13,6 +13,9 @@ PRECISIONS = {
     "bf16-pure": (torch.bfloat16, None),
 }
 
+# Settings that a run may go on with other values of: how it is done, not what comes out.
+INDECISIVE = ("save_every", "recompute", "deterministic", "tensorboard", "engine", "zero", "offload", "context_ranks")
+
 
 @dataclass(slots=True)
 class TrainSettings:
@@ -37,4 +40,8 @@ class TrainSettings:
     stages: str = ""  # a table of stages in place of stages.toml
     deterministic: bool = False  # a GPU, too, gives the same bits again
     tensorboard: str | None = None  # a directory for TensorBoard
+    engine: str = "local"  # or deepspeed
+    zero: int | None = None  # DeepSpeed's stage, 0 to 3; None: 1
+    offload: str = "none"  # to the CPU, by DeepSpeed: optimizer, or all (weights too)
+    context_ranks: int = 1  # that share each row
     mixture: MixtureSettings = field(default_factory=MixtureSettings)  # of sources with names

@@ -1,4 +1,4 @@
-"""The training loop: packed rows in, checkpoints and metrics out, on one device, on a GPU with compiled blocks.
+"""The training loop: packed rows in, checkpoints and metrics out, on one device or many, on GPUs with compiled blocks.
 
 The rows of update k depend on (seed, k) alone and the rate on k alone, there is no dropout: a run that is killed and
 started again gives the losses of one that was not, bit for bit on the same CPU, to rounding on a GPU.
@@ -7,31 +7,38 @@ started again gives the losses of one that was not, bit for bit on the same CPU,
 import math
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from iqc import __version__
 from iqc.errors import IqcError, UsageError
+from iqc.kernels.ring import ProcessRing
 from iqc.model.compiled import compile_blocks
 from iqc.model.decoder import Recompute
 from iqc.streams.lineage import Input, Stage, lineage_of
 from iqc.streams.runner import Counts, Settings, report
 from iqc.tokens.dataset import Dataset
-from iqc.tokens.loader import Limits
+from iqc.tokens.loader import Batch, Limits
 from iqc.tokens.special import PAD
 from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tokenizer import load as load_tokenizer
-from iqc.train.checkpoints import checkpoint_bytes, load_pieces, pieces_of
+from iqc.train.checkpoints import checkpoint_bytes
 from iqc.train.curriculum import with_weights
 from iqc.train.data import Data
+from iqc.train.engines.engine import Engine, check_engine, layout, make_engine
 from iqc.train.environment import deterministic
-from iqc.train.optimizer import make_optimizer
+from iqc.train.layout import check_layout
+from iqc.train.losses import Loss, make_loss
+from iqc.train.progress import Meter, work_of
+from iqc.train.ranks import Ranks
 from iqc.train.run import Run, find_checkpoint, lineage_inputs, weights_digest
-from iqc.train.settings import PRECISIONS, TrainSettings
+from iqc.train.settings import INDECISIVE, TrainSettings
 from iqc.train.sources import Sources, check_asked, open_held_out, open_sources
 from iqc.train.stages import TABLE, TrainingStage, learning_rate, mixture_weights, peak_rate
 from iqc.train.stages import stage as find_stage
@@ -47,6 +54,7 @@ def train(
     tokenizer_files: Path,
     directory: str,
     valid: list[str],
+    ranks: Ranks,
     quiet: bool = False,
 ) -> dict:
     """Run a stage to its end, or from where an earlier run stopped. Returns the counts for the summary."""
@@ -66,9 +74,9 @@ def train(
     steps = settings.steps or math.ceil(settings.epochs * len(sources.dataset) / settings.batch_rows)
     peak = settings.rate or peak_rate(config.hidden_size, settings.optimizer)
     parent = parent_input(start) if start else None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = settings.precision or ("bf16" if device.type == "cuda" else "fp32")
-    dtype, products = PRECISIONS[precision]
+    precision = settings.precision or ("bf16" if ranks.device.type == "cuda" else "fp32")
+    check_engine(settings, precision)
+    check_layout(context, settings.batch_rows, ranks.size, ranks.context)
     asked = asdict(settings) | {
         "start": parent.digest if parent else None,
         "steps": steps,
@@ -80,56 +88,113 @@ def train(
         "mixture": asdict(mixture) | {"held_out": digests} if sources.named else None,
         "stages": asdict(stage) if settings.stages else None,  # the table of this version has a version
     }
-    del asked["save_every"], asked["recompute"], asked["deterministic"], asked["tensorboard"]
-    with opened, Run(directory, asked, tokenizer_files) as run:
-        progress = run.resume()
-        first = 0
-        if progress is not None:
-            model, first = progress.model, progress.step
-            exact = ", bit for bit" if progress.exact else ""
-            say(quiet, f"{stage.name}: going on after update {first} of {steps}{exact}")
-        model.to(device, dtype).train()
-        model.model.recompute = Recompute.parse(settings.recompute)
-        if device.type == "cuda":
-            compile_blocks(model)
-        optimizer = make_optimizer(model, peak, settings.optimizer)
-        if progress is not None:
-            load_pieces(model, optimizer, progress.stored)
+    for name in INDECISIVE:
+        del asked[name]
+    history = partial(lineage, asked, sources.inputs, parent)
+    with opened, Run(directory, asked, tokenizer_files, ranks, layout(settings)) as run:
         data = Data(
             sources, held_out, mixture, limits, seed=settings.seed, batch_rows=settings.batch_rows, steps=steps,
-            directory=run.directory,
+            rank=ranks.data_rank, ranks=ranks.data_ranks, directory=run.directory if ranks.main else None,
         )  # fmt: skip
         opened.enter_context(data)
-        if progress is not None:
-            data.load(progress.state.get("mixture", {}))
-
-        def measure(rows: Dataset) -> float:
-            return evaluate(model, rows, limits, settings.batch_rows, products)
-
-        run.need(checkpoint_bytes(model), math.ceil((steps - first) / (settings.save_every or steps)) if steps else 1)
-        data.start(measure)
-        started, seen = time.monotonic(), 0.0
-        for step in range(first, steps):
-            run.copied()
-            rate = learning_rate(stage, peak, step, steps)
-            made = update(model, optimizer, data.batch(step), rate, settings.micro_rows, products, data.domains)
-            metrics = {"step": step, "rate": rate} | made | data.after(step + 1, measure)
-            run.log(metrics)
-            seen += metrics["tokens"]
-            if (step + 1) % max(1, steps // 10) == 0:
-                speed = seen / (time.monotonic() - started)
-                at = f"update {step + 1}/{steps}, loss {metrics['loss']:.3f}, {speed:,.0f} tokens/s"
-                say(quiet, f"{stage.name}: {at}")
-            done = step + 1 == steps
-            if done or (settings.save_every and (step + 1) % settings.save_every == 0):
-                history = partial(lineage, asked, sources.inputs, parent, step + 1, metrics["loss"])
-                run.save(step + 1, model, pieces_of(model, optimizer), history, done, {"mixture": data.state()})
-        if progress is not None and first == steps:
-            say(quiet, f"{stage.name}: {directory} is complete already")
-        elif steps == 0:
-            history = partial(lineage, asked, sources.inputs, parent, 0, None)
-            run.save(0, model, pieces_of(model, optimizer), history, True)
+        model.train()
+        model.model.recompute = Recompute.parse(settings.recompute)
+        if ranks.context > 1:
+            model.ring = ProcessRing(ranks.context_group)
+        if ranks.device.type == "cuda":
+            compile_blocks(model)
+        loss = make_loss(stage, lambda: starting_model(settings, stage, tokenizer)[0].to(ranks.device), ranks.context)
+        size = checkpoint_bytes(model)
+        engine = make_engine(settings, model, peak, precision, ranks)
+        loop = Training(settings, stage, precision, steps, peak, limits, engine, loss, data, run, size, history, quiet)
+        loop.go()
     return {"updates": steps, "rows": len(sources.dataset)}
+
+
+@dataclass(slots=True)
+class Training:
+    """The loop over updates, from the newest checkpoint to the last update."""
+
+    settings: TrainSettings
+    stage: TrainingStage
+    precision: str
+    steps: int
+    peak: float  # of the learning rate
+    limits: Limits
+    engine: Engine
+    loss: Loss
+    data: Data
+    run: Run
+    size: int  # of a checkpoint, in bytes
+    history: Callable[..., dict]  # (updates done, loss, digest of the weights) -> lineage
+    quiet: bool
+
+    def go(self) -> None:
+        done = self.resume()
+        if done is None and not self.steps:
+            self.save(0, None)
+        with self.meter(done or 0) as meter:
+            for step in range(done or 0, self.steps):
+                with meter.waiting("data"):
+                    batch = self.data.batch(step)
+                metrics = self.update(step, batch)
+                self.run.log(metrics)
+                if step + 1 == self.steps or (self.settings.save_every and (step + 1) % self.settings.save_every == 0):
+                    with meter.waiting("checkpoint"):
+                        self.save(step + 1, metrics["loss"])
+                meter.update(step, metrics, self.work(batch))
+        if self.stage.checkpoint:
+            self.run.name(self.stage.checkpoint, self.steps)
+
+    def resume(self) -> int | None:
+        """Take back what the newest checkpoint has; returns its number of updates, None where there is none."""
+        progress, first = self.run.resume(), None
+        if progress is not None:
+            self.engine.load(progress.stored)
+            self.data.load(progress.state.get("mixture", {}))
+            first = progress.step
+            exact = ", bit for bit" if progress.exact else ""
+            at = f"going on after update {first} of {self.steps}{exact}" if first < self.steps else "complete already"
+            say(self.quiet, f"{self.stage.name}: {self.run.directory}: {at}")
+        every = self.settings.save_every or self.steps
+        self.run.need(self.size, math.ceil((self.steps - (first or 0)) / every) if self.steps else 1)
+        self.data.start(self.measure)
+        return first
+
+    def update(self, step: int, batch: Batch) -> dict:
+        """The update of that number, from 0, with this rank's rows; returns its line of metrics."""
+        rate = learning_rate(self.stage, self.peak, step, self.steps)
+        made = update(
+            self.engine,
+            self.loss,
+            batch,
+            rate,
+            micro_rows=self.settings.micro_rows,
+            batch_rows=self.settings.batch_rows,
+            domains=self.data.domains,
+            step=step,
+            before=self.run.copied,
+        )
+        return {"step": step, "rate": rate} | made | self.data.after(step + 1, self.measure)
+
+    def work(self, batch: Batch) -> Tensor:
+        """work_of over all ranks; those that share rows count them once."""
+        made = work_of(batch)
+        return self.engine.ranks.sum(made if self.engine.ranks.context_rank == 0 else torch.zeros_like(made))
+
+    def meter(self, first: int) -> Meter:
+        ranks, config = self.engine.ranks, self.engine.model.config
+        board, place = self.settings.tensorboard, self.run.directory
+        return Meter(config, self.stage.name, self.steps, first, ranks, self.precision, place, board, self.quiet)
+
+    def measure(self, rows: Dataset) -> float:
+        return evaluate(self.engine, self.loss, rows, self.limits, self.settings.batch_rows)
+
+    def save(self, updates: int, loss: float | None) -> None:
+        """Begin the checkpoint after so many updates."""
+        history = partial(self.history, updates, loss)
+        state = {"mixture": self.data.state()}
+        self.run.save(updates, self.engine.model, self.engine.pieces(), history, updates == self.steps, state)
 
 
 def parent_input(start: Path) -> Input:
@@ -182,7 +247,9 @@ def run_train(
     if settings.deterministic:
         deterministic()
     started = time.monotonic()
-    with open_sources(inputs) as sources:
-        done = train(settings, stage, sources, loaded, place, directory, valid, quiet)
+    with Ranks.start(settings.context_ranks) as ranks, open_sources(inputs) as sources:
+        done = train(settings, stage, sources, loaded, place, directory, valid, ranks, quiet or not ranks.main)
+    if not ranks.main:
+        return
     counts = Counts(read=done["rows"], kept=done["rows"], extra=done)
     report("train", shared, counts, time.monotonic() - started)

@@ -32,7 +32,11 @@ from iqc.model.decoder import Decoder
 from iqc.syntax.languages import language_of
 from iqc.tokens.loader import Batch
 from iqc.tokens.tokenizer import Tokenizer, train
+from iqc.train.engines.engine import CLIP
+from iqc.train.engines.local import Local
+from iqc.train.losses import NextToken
 from iqc.train.optimizer import make_optimizer
+from iqc.train.ranks import Ranks
 from iqc.train.stages import learning_rate, peak_rate, stage
 from iqc.train.step import update
 
@@ -122,7 +126,7 @@ def measure(hidden: int, shares: tuple[float, ...], seed: int, data: dict[str, d
     config = ModelConfig(VOCABULARY, hidden, 3 * hidden, layers, heads, heads // 2, CONTEXT)
     model = Decoder(config, seed=seed)
     peak, pretrain = RATE * peak_rate(hidden), stage("pretrain")
-    optimizer = make_optimizer(model, peak, "adamw")
+    engine = Local(model, make_optimizer(model, peak, "adamw"), Ranks(), CLIP, None)
     languages, used, steps = list(data), dict.fromkeys(data, 0), BUDGETS[-1] // (ROWS * CONTEXT)
     sequence = order(shares, steps * ROWS)
     name = f"{hidden}-{'-'.join(f'{share:g}' for share in shares)}-{seed}"
@@ -132,7 +136,7 @@ def measure(hidden: int, shares: tuple[float, ...], seed: int, data: dict[str, d
             rows = data[language]["train"]
             picked.append(rows[used[language] % len(rows)])
             used[language] += 1
-        update(model, optimizer, batch(np.stack(picked)), learning_rate(pretrain, peak, step, steps))
+        update(engine, NextToken(), batch(np.stack(picked)), learning_rate(pretrain, peak, step, steps))
         if (tokens := (step + 1) * ROWS * CONTEXT) in BUDGETS:
             losses = {language: valid_loss(model, item["valid"]) for language, item in data.items()}
             mean = sum(share * losses[language] for share, language in zip(shares, languages))

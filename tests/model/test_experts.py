@@ -309,15 +309,19 @@ def test_training_lowers_loss_and_tells_the_balance(optimizer, products):
     import numpy as np
 
     from iqc.tokens.loader import Batch
+    from iqc.train.engines.local import Local
+    from iqc.train.losses import NextToken
     from iqc.train.optimizer import make_optimizer
+    from iqc.train.ranks import Ranks
     from iqc.train.step import update
 
     model = Decoder(ModelConfig(50, 24, 40, 2, 6, 2, 32, **EXPERTS, norm_head=True), seed=0).train()
     lengths = [np.array([13], np.int64)] * 2
     batch = Batch(TOKENS.numpy(), np.ones(TOKENS.shape, np.float32) * (np.arange(13) > 0), lengths)
-    steps = make_optimizer(model, 0.02, optimizer)
-    made = [update(model, steps, batch, 0.02, 1, products) for _ in range(30)]
+    engine = Local(model, make_optimizer(model, 0.02, optimizer), Ranks(), 1.0, products)
+    made = [update(engine, NextToken(), batch, 0.02, micro_rows=1) for _ in range(30)]
     assert made[-1]["loss"] < 0.8 * made[0]["loss"]
     assert all(1.9 < line["balance"] < 5.1 for line in made)
     expected = -model.eval().token_logprobs(TOKENS).sum().item() / 24
-    assert update(model.train(), steps, batch, 0.0)["loss"] == pytest.approx(expected, rel=1e-5)
+    model.train()
+    assert update(engine, NextToken(), batch, 0.0)["loss"] == pytest.approx(expected, rel=1e-5)

@@ -35,7 +35,7 @@ def run(made, tmp_path):
 
 def test_what_a_run_leaves(run):
     assert sorted(path.name for path in run.iterdir()) == [
-        ".lock", "metrics.jsonl", "step-00000003", "step-00000004"
+        ".lock", "General", "metrics.jsonl", "step-00000003", "step-00000004", "timings.jsonl"
     ]  # fmt: skip
     assert KEPT == 2 and damage(run / "step-00000003") is damage(run / "step-00000004") is None
     assert sorted(files(run)) == [

@@ -22,7 +22,10 @@ from iqc.model.decoder import Decoder
 from iqc.tokens.loader import Batch
 from iqc.train import saver
 from iqc.train.checkpoints import Piece, checkpoint_bytes, load_pieces, pieces_of
+from iqc.train.engines.local import Local
+from iqc.train.losses import NextToken
 from iqc.train.optimizer import make_optimizer
+from iqc.train.ranks import Ranks
 from iqc.train.run import Run, damage, find_checkpoint, read_metrics, stage_of
 from iqc.train.step import update
 
@@ -43,7 +46,7 @@ class Trained:
         self.batch = Batch(tokens, np.ones((2, 20), np.float32), [np.array([20]), np.array([20])])
 
     def update(self):
-        return update(self.model, self.optimizer, self.batch, 1e-2)
+        return update(Local(self.model, self.optimizer, Ranks(), 1.0, None), NextToken(), self.batch, 1e-2)
 
     def pieces(self):
         return pieces_of(self.model, self.optimizer)
