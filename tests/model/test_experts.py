@@ -324,4 +324,5 @@ def test_training_lowers_loss_and_tells_the_balance(optimizer, products):
     assert all(1.9 < line["balance"] < 5.1 for line in made)
     expected = -model.eval().token_logprobs(TOKENS).sum().item() / 24
     model.train()
+    engine.products = None
     assert update(engine, NextToken(), batch, 0.0)["loss"] == pytest.approx(expected, rel=1e-5)
