@@ -13,9 +13,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from iqc import __version__
 from iqc.errors import IqcError, UsageError
 from iqc.kernels.ring import ProcessRing
@@ -35,7 +32,7 @@ from iqc.train.engines.engine import Engine, check_engine, layout, make_engine
 from iqc.train.environment import deterministic
 from iqc.train.layout import check_layout
 from iqc.train.losses import Loss, make_loss
-from iqc.train.progress import Meter, work_of
+from iqc.train.progress import Meter
 from iqc.train.ranks import Ranks
 from iqc.train.run import Run, find_checkpoint, lineage_inputs, weights_digest
 from iqc.train.settings import INDECISIVE, TrainSettings
@@ -142,7 +139,7 @@ class Training:
                 if step + 1 == self.steps or (self.settings.save_every and (step + 1) % self.settings.save_every == 0):
                     with meter.waiting("checkpoint"):
                         self.save(step + 1, metrics["loss"])
-                meter.update(step, metrics, self.work(batch))
+                meter.update(step, metrics, batch)
         if self.stage.checkpoint:
             self.run.name(self.stage.checkpoint, self.steps)
 
@@ -176,11 +173,6 @@ class Training:
             before=self.run.copied,
         )
         return {"step": step, "rate": rate} | made | self.data.after(step + 1, self.measure)
-
-    def work(self, batch: Batch) -> Tensor:
-        """work_of over all ranks; those that share rows count them once."""
-        made = work_of(batch)
-        return self.engine.ranks.sum(made if self.engine.ranks.context_rank == 0 else torch.zeros_like(made))
 
     def meter(self, first: int) -> Meter:
         ranks, config = self.engine.ranks, self.engine.model.config
