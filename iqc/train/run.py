@@ -204,17 +204,15 @@ class Run:
     ) -> None:
         """Begin the checkpoint of `step` updates. It is published when it is whole, then those too old are dropped.
 
-        All ranks call it, each with the pieces that it holds. `model` is asked for its config and dtype alone.
+        All ranks call it, each with the pieces that it holds. `model` is asked for its config alone.
         `lineage` makes the lineage from the digest of the weights. `state`: JSON that `resume` gives back.
 
         Errors (a full disk, a weight that is not finite) are raised by a later call; then nothing is published.
         """
-        dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
-        config = json.dumps(model.config.to_hf(dtype), indent=2) + "\n"
         kept = orjson.loads(orjson.dumps(state or {}))  # it may change while this is written
 
         def finish(building: Path, layout: Layout, digests: dict[str, str]) -> None:
-            self._finish(building, step, layout, digests, config, lineage, done, kept)
+            self._finish(building, step, layout, digests, lineage, done, kept)
 
         self.saver.start(pieces, model.config, self.directory, step, finish)
 
@@ -224,7 +222,6 @@ class Run:
         step: int,
         layout: Layout,
         digests: dict[str, str],
-        config: str,
         lineage: Callable[[str], dict],
         done: bool,
         kept: dict,
@@ -233,10 +230,11 @@ class Run:
         written = dict(layout.indexes)
         tokenizer = [self.tokenizer / name for name in TOKENIZER] if self.tokenizer else []
         for file in filter(is_model, layout.slots):
-            place = file.removesuffix(MODEL)
-            written[f"{place}{CONFIG}"] = config.encode()
+            place, slots = file.removesuffix(MODEL), layout.slots[file].values()
+            dtype = str(next(iter(slots)).dtype).removeprefix("torch.")
+            written[f"{place}{CONFIG}"] = json.dumps(layout.config.to_hf(dtype), indent=2).encode() + b"\n"
             written |= {f"{place}{path.name}": path.read_bytes() for path in tokenizer}
-            weights = [digests[path] for path in sorted({slot.path for slot in layout.slots[file].values()})]
+            weights = [digests[path] for path in sorted({slot.path for slot in slots})]
             made = lineage(joint_digest(weights))
             written[f"{place}{LINEAGE}"] = orjson.dumps(made, option=orjson.OPT_INDENT_2) + b"\n"
         for path, data in written.items():

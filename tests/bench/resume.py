@@ -2,9 +2,9 @@
 
 A nano-loop is trained on this checkout's sources, with a checkpoint after every update: once without a disturbance, and
 once more while it is killed and started again. Each start is left alone until it has made an update that none before it
-had made, and is killed at a moment drawn from the next --updates updates, whether it computes or writes; every fourth
-start is killed before its first update instead, which does not count. With several ranks it is in turns all processes
-and one rank, for which the launcher and the other ranks have to end. After each kill: no checkpoint is damaged, and all
+had made, and is killed at a moment drawn from the next --updates updates, or when it writes next, in turns;
+every fourth start is killed before its first update instead, which does not count. With several ranks it is all of them
+or one rank, for which the launcher and the other ranks have to end. After each kill: no checkpoint is damaged, and all
 lines of metrics, losses with all their bits, are those of the run that was left alone. In the end every file of the
 last checkpoint is the same. On a GPU --deterministic is given to both.
 
@@ -161,10 +161,14 @@ def main() -> None:
                 continue
             wait_for(child, run, most)
             time.sleep(draw.uniform(0, options.updates * update))
+            if len(kills) % 2:  # while a checkpoint is being written
+                while not any(run.glob(".step-*")) and child.process.poll() is None:
+                    time.sleep(0.0005)
+                time.sleep(draw.uniform(0, 0.03))
             if child.process.poll() is not None:
                 raise SystemExit("the run was done before all kills: raise --updates")
             saving = any(run.glob(".step-*"))
-            one = draw if options.ranks > 1 and len(kills) % 2 else None
+            one = draw if options.ranks > 1 and len(kills) % 4 in (1, 2) else None
             child.kill(one)
             check(run, expected)
             most = max(most, len(lines(run)))

@@ -116,7 +116,7 @@ def test_the_way_back_in_a_running_run(tmp_path):
 def test_other_weights_are_a_model_of_their_own(room, tmp_path):
     trained = Trained()
     trained.update()
-    average = {name: parameter.detach() / 2 for name, parameter in trained.model.named_parameters()}
+    average = {name: parameter.detach().double() / 2 for name, parameter in trained.model.named_parameters()}
     extra = [Piece("ema/model", name, value.shape, value.dtype, 0, value.view(-1)) for name, value in average.items()]
     with Run(tmp_path / "run", {"stage": "pretrain"}, room.place / "tokenizer") as run:
         run.resume()
@@ -127,6 +127,10 @@ def test_other_weights_are_a_model_of_their_own(room, tmp_path):
             "config.json", "lineage.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
         ]  # fmt: skip
         assert all(torch.equal(p, average[name]) for name, p in load_model(ema).named_parameters())
+        assert [json.loads((place / "config.json").read_text())["torch_dtype"] for place in (ema, ema.parent)] == [
+            "float64",
+            "float32",
+        ]
         assert find_checkpoint(ema) == ema and stage_of(ema) == "pretrain"
         own = [json.loads((place / "lineage.json").read_text())["output"]["digest"] for place in (ema, ema.parent)]
         assert own[0] != own[1]
