@@ -7,12 +7,14 @@ from importlib.metadata import version
 import torch
 
 from iqc import __version__
+from iqc.streams.lineage import differences
 
 # Switches of libraries that choose other kernels, or another order of sums.
 SWITCHES = (
     "IQC_ATTENTION", "IQC_COMPILE", "CUBLAS_WORKSPACE_CONFIG", "NCCL_ALGO", "NCCL_PROTO", "NVIDIA_TF32_OVERRIDE",
     "MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY",
 )  # fmt: skip
+LATER = ("instructions", "cuda", "triton", "cudnn", "nccl")  # not recorded from the first
 
 
 def deterministic() -> None:
@@ -41,6 +43,13 @@ def environment() -> dict:
     if torch.are_deterministic_algorithms_enabled():
         found["deterministic"] = True
     return found | {name: os.environ[name] for name in SWITCHES if name in os.environ}
+
+
+def drift(recorded: dict, now: dict) -> list[str]:
+    """What differs from a checkpoint's record, as `name: old, now new`. What older versions did not record is taken as
+    it is."""
+    unknown = {name: now[name] for name in LATER if name in now}
+    return differences(unknown | {"ranks": 1} | recorded, now)
 
 
 def repeatable() -> bool:

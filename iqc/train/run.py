@@ -33,7 +33,7 @@ from iqc.model.decoder import Decoder
 from iqc.streams.lineage import differences, identity
 from iqc.streams.writer import lock
 from iqc.train.checkpoints import MODEL, Layout, Piece, Stored, is_model
-from iqc.train.environment import environment, repeatable
+from iqc.train.environment import drift, environment, repeatable
 from iqc.train.ranks import Ranks
 from iqc.train.saver import Saver, sha256, unwritable
 
@@ -142,16 +142,19 @@ class Run:
                     where=str(self.directory),
                     remedy="name another -o, or remove the directory to start anew",
                 )
-            drift = differences(state["environment"], self.environment)
+            changes = drift(state["environment"], self.environment)
             self.drifts = state.get("drifts", [])
-            if drift:
-                print(
-                    f"iqc: {path}: going on, but its losses will differ by rounding: {'; '.join(drift)}",
-                    file=sys.stderr,
-                )
-                self.drifts = [*self.drifts, {"step": state["step"], "changes": drift}]
+            if changes:
+                said = "going on, but losses may differ by rounding"
+                print(f"iqc: {path}: {said}: {'; '.join(changes)}", file=sys.stderr)
+                self.drifts = [*self.drifts, {"step": state["step"], "changes": changes}]
             self._open_metrics(state["step"])
-            return Progress(state["step"], path, state.get("state", {}), exact=not drift and repeatable())
+            return Progress(
+                state["step"],
+                path,
+                state.get("state", {}),
+                exact=state["environment"] == self.environment and repeatable(),
+            )
         self._open_metrics(0)
         return None
 

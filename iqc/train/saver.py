@@ -73,7 +73,8 @@ class Saver:
     ) -> None:
         """Copy the pieces and write them into a new hidden directory in `home`; then publish it, on rank 0."""
         self.wait()
-        job = (self._copy(list(pieces)), config, home, step, publish)
+        # The event goes to the thread by hand: `copied` may have taken it before the thread's first line.
+        job = (self._copy(list(pieces)), self._copied, config, home, step, publish)
         self._thread = threading.Thread(target=self._run, args=job, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -131,8 +132,10 @@ class Saver:
             self._copied = self._stream.record_event()
         return copies
 
-    def _run(self, pieces: list[Piece], config: ModelConfig, home: Path, step: int, publish: Publish) -> None:
-        main, copied = self.ranks.main, self._copied
+    def _run(
+        self, pieces: list[Piece], copied: Any, config: ModelConfig, home: Path, step: int, publish: Publish
+    ) -> None:
+        main = self.ranks.main
         building: Path | None = None
         try:
             if copied is not None:

@@ -92,6 +92,29 @@ def test_training_goes_on_and_what_was_is_saved(tmp_path, held):
         assert torch.equal(progress.stored.read(entry.file, entry.name), values), entry.name
 
 
+def test_the_thread_waits_for_the_copy_however_late_it_starts(tmp_path, monkeypatch):
+    """A copy from a GPU is awaited by its event, which the training thread may have done with before."""
+
+    class Event:
+        waited = False
+
+        def synchronize(self):
+            self.waited = True
+
+    event = Event()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: type("Stream", (), {"wait_event": lambda *_: None}))
+    trained = Trained()
+    with Run(tmp_path / "run", {}, None) as run:
+        run.resume()
+        copy = run.saver._copy
+        monkeypatch.setattr(run.saver, "_copy", lambda pieces: (setattr(run.saver, "_copied", event), copy(pieces))[1])
+        start = threading.Thread.start
+        monkeypatch.setattr(threading.Thread, "start", lambda thread: (run.copied(), start(thread))[1])
+        trained.save(run, 1)
+        run.settle()
+    assert event.waited and damage(tmp_path / "run/step-00000001") is None
+
+
 def test_the_way_back_in_a_running_run(tmp_path):
     """A second `resume` gives the newest good checkpoint and cuts the metrics; from there all is as it was."""
     trained = Trained()
