@@ -1,13 +1,18 @@
 """Attention over a ring of ranks against the whole rows in one place, float64: values and every gradient."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iqc.kernels import causal_attention as of_rows
+from iqc.kernels import packed_attention, partial_attention
 from iqc.kernels.causal_attention import causal_attention
 from iqc.kernels.documents import Documents
 from iqc.kernels.loop_attention import loop_attention
+from iqc.kernels.partial_attention import plain_backward, plain_forward
 from iqc.kernels.ring_attention import ring_attention
 from iqc.kernels.zigzag import Shard
 
@@ -86,7 +91,7 @@ packed = st.lists(st.lists(st.integers(1, 13), max_size=4), min_size=1, max_size
 groups = st.sampled_from([(4, 2), (3, 3), (4, 1)])
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(packed, st.integers(0, 3), st.integers(2, 5), groups, st.integers(0, 99))
 def test_dense_rows_of_any_documents(on_ring, lengths, spare, ranks, heads, seed):
     width, documents = rows_of(lengths, spare)
@@ -94,7 +99,7 @@ def test_dense_rows_of_any_documents(on_ring, lengths, spare, ranks, heads, seed
     compare(on_ring, ranks, dense, inputs[:3], grad, documents)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(packed, st.integers(0, 3), st.integers(2, 4), st.integers(1, 9), groups, st.integers(0, 99))
 def test_looped_rows_of_any_documents(on_ring, lengths, spare, ranks, window, heads, seed):
     """Windows shorter and longer than a chunk would be; rows of fewer tokens than chunks."""
@@ -173,3 +178,72 @@ def test_memory_kept_for_backward_falls_with_the_ranks(on_ring):
 
     one = {ranks: max(on_ring(ranks, work)) for ranks in (2, 4)}
     assert one[2] == 2 * one[4]
+
+
+@pytest.fixture
+def libraries(monkeypatch):
+    """The way of a GPU, with plain PyTorch in place of its libraries, which takes and gives their layouts; returns the
+    shapes (queries, keys) that cuDNN is given."""
+    planned = []
+
+    def triangle(q, causal):
+        return torch.ones(1, 1, q.shape[1], q.shape[1], dtype=torch.bool).tril() if causal else None
+
+    def cudnn_forward(q, k, v, *, causal=True):
+        planned.append((q.shape[1], k.shape[1]))
+        return plain_forward(q, k, v, triangle(q, causal))
+
+    def cudnn_backward(*tensors, causal=True):
+        assert all(x.is_contiguous() for x in tensors)
+        return plain_backward(*tensors, triangle(tensors[1], causal))
+
+    def sequences(edges, key_edges):
+        of_keys = edges if key_edges is None else key_edges
+        return [
+            (slice(*a), slice(*b)) for a, b in zip(pairwise(edges.tolist()), pairwise(of_keys.tolist()), strict=True)
+        ]
+
+    def flash_forward(q, k, v, edges, longest, *, key_edges=None, longest_key=0, causal=True):
+        of_keys = edges if key_edges is None else key_edges
+        assert of_keys[-1] == len(k) and of_keys.diff().max() == (longest_key or longest)
+        parts = []
+        for own, keys in sequences(edges, key_edges):
+            out, lse = plain_forward(q[None, own], k[None, keys], v[None, keys], triangle(q[None, own], causal))
+            parts.append((out[0], lse[0]))
+        outs, lses = zip(*parts)
+        return torch.cat(outs), torch.cat(lses, 1)
+
+    def flash_backward(grad, q, k, v, out, lse, edges, longest, *, key_edges=None, longest_key=0, causal=True):
+        assert all(x.is_contiguous() for x in (grad, q, k, v, out, lse)) and lse.shape == (q.shape[1], len(q))
+        parts = []
+        for own, keys in sequences(edges, key_edges):
+            queries, held = (x[None, own] for x in (grad, q)), (x[None, keys] for x in (k, v))
+            saved = out[None, own], lse[None, :, own]
+            parts.append(plain_backward(*queries, *held, *saved, triangle(q[None, own], causal)))
+        return tuple(torch.cat([x[0] for x in each]) for each in zip(*parts))
+
+    ours = {f.__name__: f for f in (cudnn_forward, cudnn_backward, flash_forward, flash_backward)}
+    for module in (packed_attention, partial_attention, of_rows):
+        for name, function in ours.items():
+            monkeypatch.setattr(module, name, function)
+    monkeypatch.setattr(partial_attention, "use_kernels", lambda q: True)
+    return planned
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("lengths", [None, [[9, 40, 11], [60]], [[60], [57]]])
+def test_the_way_of_a_gpu(on_ring, libraries, lengths, deterministic):
+    """Whole rows go to cuDNN, in three shapes; parts of chunks, and all in a fixed order, to FlashAttention-2."""
+    documents = Documents.from_lengths(lengths, 2, 60)
+    inputs, grad = tensors(2, 60)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        compare(on_ring, 3, dense, inputs[:3], grad, documents)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    if deterministic:
+        assert not libraries
+    elif documents.whole:
+        assert set(libraries) == {(20, 20), (20, 10), (10, 20)}
+    else:
+        assert set(libraries) <= {(20, 10), (10, 20), (10, 10)}

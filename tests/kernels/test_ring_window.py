@@ -44,7 +44,7 @@ def error(got, true):
 
 @pytest.mark.parametrize(
     ("ranks", "window", "lengths"),
-    [(2, 64, [[500]]), (2, 65, [[250, 3, 200], [64, 64, 192]]), (3, 9, [[70, 300]])],
+    [(2, 64, [[256]]), (2, 65, [[130, 3, 160], [64, 64, 100]]), (3, 9, [[70, 300]])],
 )
 def test_equals_the_whole_rows(on_ring, monkeypatch, ranks, window, lengths):
     """Chunks of whole blocks; a row's end is padding. Documents that begin in a halo, before it, and at a chunk."""

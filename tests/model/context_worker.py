@@ -1,15 +1,16 @@
 """One of four gloo ranks of tests/model/test_context_ranks.py: losses and gradients over rings of two and of four
-processes against the whole rows. Rank 0 writes what it found as JSON."""
+processes against the whole rows. Arguments: rank, a file to meet at, a file for what rank 0 finds, as JSON."""
 
 import copy
 import json
 import sys
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from iqc.kernels.ring import ProcessRing
-from iqc.model.config import preset
+from iqc.model.config import ModelConfig
 from iqc.model.decoder import Decoder, Recompute
 
 torch.set_num_threads(1)
@@ -30,8 +31,8 @@ class Ledger:
 
 def rows(seed):
     g = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(4096, (2, 331), generator=g)
-    return tokens, [[5, 200, 90], [331]], torch.randint(0, 3, (2, 331), generator=g).float()
+    tokens = torch.randint(50, (2, 131), generator=g)
+    return tokens, [[5, 80, 30], [131]], torch.randint(0, 3, (2, 131), generator=g).float()
 
 
 def gradients(model, batch, ring):
@@ -44,13 +45,14 @@ def gradients(model, batch, ring):
 
 
 def main():
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
+    rank, place, output = int(sys.argv[1]), *sys.argv[2:]
+    dist.init_process_group(
+        "gloo", init_method=f"file://{place}", rank=rank, world_size=4, timeout=timedelta(minutes=1)
+    )
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     found = {}
-    for name in ("nano", "nano-loop"):
-        config = preset(name)
-        config.num_hidden_layers = 2
+    for name, loops in (("dense", 1), ("loop", 2)):
+        config = ModelConfig(50, 24, 40, 2, 6, 2, 256, loop_num=loops, loop_window_size=9)
         model = Decoder(config, seed=1).double().train()
         model.model.recompute = Recompute.parse("block:1,mlp:1")
         for size, group in ((2, pairs[rank // 2]), (4, dist.group.WORLD)):
@@ -69,7 +71,7 @@ def main():
             messages = sum(len(sums) for sums in ledger.out.values())
             found[f"{name} {size}"] = {"worst": max(worsts), "agree": agree, "messages": messages}
     if rank == 0:
-        with open(sys.argv[1], "w") as file:
+        with open(output, "w") as file:
             json.dump(found, file)
     dist.destroy_process_group()
 

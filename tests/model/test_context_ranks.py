@@ -141,12 +141,17 @@ def test_of_the_mlp_a_tile_exists_at_a_time(tiny, recompute):
 
 def test_real_processes_send_what_arrives(environment, tmp_path):
     """Rings of two and of four gloo ranks; every message of theirs is told to an observer at both ends."""
-    worker, output = Path(__file__).with_name("context_worker.py"), tmp_path / "found.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", worker, output]
+    worker, place, output = Path(__file__).with_name("context_worker.py"), tmp_path / "store", tmp_path / "found.json"
     alone = environment | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, command)], env=alone, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr
+    commands = [[sys.executable, worker, str(rank), place, output] for rank in range(4)]
+    ranks = [subprocess.Popen(command, env=alone, stderr=subprocess.PIPE, text=True) for command in commands]
+    try:
+        errors = [rank.communicate(timeout=200)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0] * 4, errors
     found = json.loads(output.read_text())
-    assert set(found) == {"nano 2", "nano 4", "nano-loop 2", "nano-loop 4"}
+    assert set(found) == {"dense 2", "dense 4", "loop 2", "loop 4"}
     for result in found.values():
         assert result["worst"] < 1e-12 and result["agree"] and result["messages"]
