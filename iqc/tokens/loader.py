@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from iqc.errors import BadRecord
 from iqc.tokens.dataset import Dataset
 from iqc.tokens.order import row_indices
+from iqc.tokens.sequence import starts
 
 CHOSEN, REJECTED = "#chosen", "#rejected"  # the ends of the ids of a pair
 AHEAD = 2  # batches made before they are asked for
@@ -127,6 +128,12 @@ def assemble(dataset: Dataset, indices: Sequence[int] | NDArray[np.int64], limit
                 "a row with samples that are no preference pair" if limits.pairs else "a row with preference pairs",
                 where=dataset.place(int(indices[at])),
                 remedy="pack pairs alone for stage dpo, and without them for other stages",
+            )
+        if limits.pairs and not np.add.reduceat(row.loss, starts(row.lengths), dtype=np.float64).all():
+            raise BadRecord(
+                "a preference pair with an answer of which nothing is learnt",
+                where=dataset.place(int(indices[at])),
+                remedy="look at the loss of its messages",
             )
         tokens[at, :size], weights[at, :size] = row.tokens, row.loss
         if size < limits.context:

@@ -39,8 +39,7 @@ class Dpo:
         margin = self.beta * (chosen - rejected)
         total = -F.logsigmoid(margin).sum()
         if self.sft:
-            sizes = by_document(weights, lengths).clamp(min=1)
-            total = total - self.sft * (policy[::2] / sizes[::2]).sum()
+            total = total - self.sft * (policy / by_document(weights, lengths))[::2].sum()
         sums = {"loss": total, "accuracy": (margin > 0).double().sum(), "margin": margin.sum()}
         sums |= {"chosen": chosen.sum(), "rejected": rejected.sum()}
         return total, {name: value.detach() for name, value in sums.items()}

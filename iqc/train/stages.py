@@ -40,6 +40,13 @@ class TrainingStage:
     fim: float = 0.0
     yarn: float = 0.0
 
+    def asked(self) -> dict[str, str]:
+        """What of the row decides the result of a run beside its context, to be recorded: another is another run."""
+        shape = (f"{name} {getattr(self, name):g}" for name in ("rate", "warmup", "decay", "tail", "floor"))
+        terms = ("beta", "sft") if self.loss == "dpo" else ("z_loss",)
+        loss = [self.loss, *(f"{name} {getattr(self, name):g}" for name in terms if getattr(self, name))]
+        return {"schedule": ", ".join([self.schedule, *shape]), "loss": ", ".join(loss)}
+
     def allowed(self) -> tuple[str, ...]:
         """The stages whose checkpoints it starts from: a stage goes on from its own, too."""
         return (*self.starts_from, self.name)

@@ -158,6 +158,13 @@ def test_rows_of_pairs_go_to_dpo_alone(room, tmp_path):
         with open_dataset([str(data)])[0] as rows, pytest.raises(BadRecord) as caught:
             next(in_order(rows, limits, 1))
         assert what in str(caught.value)
+    silent = [records[0], records[1] | {"rejected": [{"role": "assistant", "content": "no", "loss": False}]}]
+    packed, what = (
+        room.pack_records("silent", silent, context=320),
+        r"silent\.zst:1: a preference pair with an answer of",
+    )
+    with open_dataset([str(packed)])[0] as rows, pytest.raises(BadRecord, match=what):
+        next(in_order(rows, Limits(320, 400, 0, pairs=True), 1))
     with open_dataset([str(pairs)])[0] as rows:
         first = next(in_order(rows, Limits(160, 400, 0, pairs=True), len(rows)))
     assert sum(len(lengths) for lengths in first.lengths) == 24

@@ -3,7 +3,7 @@
 import math
 import re
 import tomllib
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import pytest
@@ -71,6 +71,20 @@ def test_a_table_of_ones_own(tmp_path):
     assert mixture_weights(mine["mid-32k"], path) == {"a": 2, "b": 1}
     assert mixture_weights(replace(mine["mid-32k"], mixture="")) == {}
     assert all(name in table_text(path) for name in (*mine, "mine.mix.toml", "Base-Stage1"))
+
+
+def test_what_decides_a_result_is_recorded():
+    """All of a row but its words, what it starts from, and what a run records anyway."""
+    row = ROWS["dpo"]
+    assert row.asked()["loss"] == "dpo, beta 0.1"
+    assert ROWS["anneal"].asked()["schedule"] == "wsd, rate 1, warmup 0, decay 1, tail 0, floor 0.1"
+    changes = {"schedule": "wsd", "loss": "next-token"} | dict.fromkeys(("rate", "warmup", "decay", "floor"), 0.3)
+    changes |= {"tail": 0.3, "beta": 0.3, "sft": 0.3}
+    for name, value in changes.items():
+        assert replace(row, **{name: value}).asked() != row.asked(), name
+    assert replace(ROWS["anneal"], z_loss=0.0).asked() != ROWS["anneal"].asked()
+    rest = {"name", "text", "starts_from", "checkpoint", "context", "mixture", "fim", "yarn", "z_loss"}
+    assert rest | changes.keys() == {field.name for field in fields(TrainingStage)}
 
 
 @pytest.mark.parametrize(
