@@ -24,6 +24,16 @@ _install extras:
 quickstart: (_install "")
     bash recipes/quickstart.sh
 
+# One stage of training, mix to checkpoint: just stage mid-32k DIR DATA --steps 100 (recipes/stage.sh says what DATA has)
+[group('use')]
+stage name dir data *args: (_install "")
+    bash recipes/stage.sh '{{ name }}' '{{ dir }}' '{{ data }}' {{ args }}
+
+# All stages in order, from fresh weights: just chain DIR DATA nano-loop (recipes/chain.sh)
+[group('use')]
+chain dir data model *args: (_install "")
+    bash recipes/chain.sh '{{ dir }}' '{{ data }}' '{{ model }}' {{ args }}
+
 # All tests; with arguments, pytest's
 [group('check')]
 test *args: (_install "test")
