@@ -2,7 +2,8 @@
 
 What an update computed goes to RUN/metrics.jsonl (iqc.train.run), a line an update, and is the same bit for bit after
 a kill: step (from 0), rate, loss (nats a predicted token), tokens (sum of their weights), grad_norm (before clipping),
-with experts balance, at the end valid_loss, and what losses and mixtures add under names of their own.
+with experts balance, where held-out rows were scored valid_loss (by name for named rows), of several sources
+domain_loss by name and, where they changed, shares, and what losses add under names of their own.
 
 How long it took is never the same twice and goes to RUN/timings.jsonl: step; seconds since the update before, so that
 a checkpoint counts to the next one; tokens_per_second of the rows, padding not counted; flops_per_second, as `iqc model
