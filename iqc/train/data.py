@@ -76,6 +76,13 @@ class Data:
         """JSON from which `load` goes on; {} where nothing but the settings decides."""
         return {"events": list(self.events), "reference": dict(self.reference)} if self.asked.adapt else {}
 
+    def plan(self) -> str:
+        """How many rows each source gives, should the shares stay as they are now; nothing for a set without names."""
+        rows = self.steps * self.batch_rows
+        given = self.mixture.given(rows) if rows else [0] * len(self.domains)
+        sizes = self.sources.rows
+        return ", ".join(f"{name} {n:,} rows ({n / sizes[name]:.2f} epochs)" for name, n in zip(self.domains, given))
+
     def batch(self, update: int) -> Batch:
         """This rank's rows of an update; the next ones are made meanwhile. What is wrong with a row is raised here."""
         if update >= self._known:

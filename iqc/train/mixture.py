@@ -12,6 +12,7 @@ change, so a run goes on from any row, and any number of ranks see the same. (`i
 sizes, one after the other, to their shares: its schedule has to be followed from the start.)
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -95,6 +96,18 @@ class Mixture:
             if low < high:
                 self._walk(forks, 0, self.sources, low, np.arange(low - first, high - first), source, number)
         return source, number
+
+    def given(self, rows: int) -> list[int]:
+        """How many of the first `rows`, which are at least one, each source gives."""
+        forks = self._forks[bisect_left(self._starts, rows) - 1]
+
+        def below(low: int, high: int, here: int) -> list[int]:
+            if high - low == 1:
+                return [here]
+            middle, left = (low + high) // 2, forks[low, high].lefts(here)[0]
+            return below(low, middle, left) + below(middle, high, here - left)
+
+        return below(0, self.sources, rows)
 
     def _walk(
         self,

@@ -155,6 +155,8 @@ class Training:
             say(self.quiet, f"{self.stage.name}: {self.run.directory}: {at}")
         every = self.settings.save_every or self.steps
         self.run.need(self.size, math.ceil((self.steps - (first or 0)) / every) if self.steps else 1)
+        if self.data.domains and first != self.steps:
+            say(self.quiet, f"{self.stage.name}: {self.data.plan()}")
         self.data.start(self.measure)
         return first
 

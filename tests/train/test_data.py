@@ -73,6 +73,7 @@ def test_shares_are_exact_at_every_update(place):
     with opened(place, asked=asked, steps=60) as data:
         assert data.domains == ("chat", "code", "math")
         given = np.cumsum([np.bincount(data.batch(update).domains, minlength=3) for update in range(60)], axis=0)
+        assert data.plan() == "chat 48 rows (6.86 epochs), code 144 rows (6.26 epochs), math 48 rows (1.20 epochs)"
     wanted = np.arange(4, 244, 4)[:, None] * [0.2, 0.6, 0.2]
     assert (np.abs(given - wanted) <= 1).all()
 

@@ -56,6 +56,7 @@ def test_any_row_is_found_at_once_and_a_source_gives_its_rows_in_turn(case, firs
     source, number = mixture.places(0, 500)
     for name in range(sources):
         assert number[source == name].tolist() == list(range((source == name).sum()))
+    assert mixture.given(first + 1) == np.bincount(source[: first + 1], minlength=sources).tolist()
     part = mixture.places(first, count)
     assert part[0].tolist() == source[first : first + count].tolist()
     assert part[1].tolist() == number[first : first + count].tolist()
