@@ -83,6 +83,12 @@ def recipe_of(asked: MixtureSettings, rows: Mapping[str, int]) -> Recipe:
                 raise UsageError(f"--replay {name}={number:g}", remedy="a share of the whole, between 0 and 1")
             recipe.replace_wish(name, kind, number)
     recipe.phases = [phase_of(text, recipe) for text in asked.phases]
+    whole = sum(phase.share for phase in recipe.phases)
+    if recipe.phases and abs(whole - 1) > 0.01:
+        raise UsageError(f"phases of {whole:g} of the run", remedy="--phase SHARE:NAME: the shares sum up to 1")
+    for name, wish in recipe.wishes.items():
+        if recipe.phases and wish.replay is None and not any(phase.weights[name] for phase in recipe.phases):
+            raise UsageError(f"source {name} is in no phase", remedy=f"--phase SHARE:{name}, or leave it out")
     return recipe.checked({name: name for name in rows})
 
 

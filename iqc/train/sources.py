@@ -13,7 +13,7 @@ from iqc.streams.lineage import Input
 from iqc.tokens.dataset import Dataset, open_dataset
 from iqc.tokens.loader import Limits, in_order
 from iqc.tokens.mix.recipe import name_sources
-from iqc.train.curriculum import MixtureSettings
+from iqc.train.curriculum import MixtureSettings, recipe_of
 from iqc.train.start import check_rows, check_tokenizer, packings
 
 
@@ -109,12 +109,16 @@ def open_held_out(
     return found, digests
 
 
-def check_asked(asked: MixtureSettings, sources: Sources, held_out: Mapping[str, Dataset], fresh: bool) -> None:
+def check_asked(
+    asked: MixtureSettings, sources: Sources, held_out: Mapping[str, Dataset], steps: int, fresh: bool
+) -> None:
     """That what is asked for goes together. `fresh`: the run starts from weights that have learnt nothing."""
     given = {"weight": asked.weights, "replay": asked.replay, "phase": asked.phases, "adapt": asked.adapt}
     for flag, value in given.items():
         if value and not sources.named:
             raise UsageError(f"--{flag} is of sources with names", remedy="name the inputs: NAME=FILE")
+    if sources.named:
+        recipe_of(asked, sources.rows)
     if asked.valid_every and not held_out:
         raise UsageError("--valid-every without held-out rows", remedy="--valid FILE, or --valid NAME=FILE for each")
     if not asked.adapt:
@@ -125,6 +129,10 @@ def check_asked(asked: MixtureSettings, sources: Sources, held_out: Mapping[str,
         raise UsageError("--adapt and --phase both set the weights", remedy="leave one of them out")
     if not asked.valid_every:
         raise UsageError("--adapt without --valid-every", remedy="--valid-every 100: how often it is measured")
+    if asked.valid_every >= steps > 0:
+        raise UsageError(
+            f"--adapt after {asked.valid_every} updates of {steps}", remedy="a smaller --valid-every, or more --steps"
+        )
     adapted = [name for name in sources.names if name not in asked.replay]
     for name in adapted:
         if asked.weights.get(name, 1) == 0:

@@ -67,8 +67,8 @@ def train(
     mixture = with_weights(settings.mixture, sources.names, mixture_weights(stage, settings.stages or TABLE))
     opened = ExitStack()
     held_out, digests = open_held_out(valid, limits, settings.batch_rows, opened)
-    check_asked(mixture, sources, held_out, fresh=start is None)
     steps = settings.steps or math.ceil(settings.epochs * len(sources.dataset) / settings.batch_rows)
+    check_asked(mixture, sources, held_out, steps, fresh=start is None)
     peak = settings.rate or peak_rate(config.hidden_size, settings.optimizer)
     parent = parent_input(start) if start else None
     precision = settings.precision or ("bf16" if ranks.device.type == "cuda" else "fp32")

@@ -119,7 +119,7 @@ def test_the_order_of_the_names_does_not_matter(place):
 @given(ranks=st.sampled_from([1, 2, 3, 4, 7]), batch_rows=st.integers(1, 9), update=st.integers(0, 50))
 @settings(max_examples=25)
 def test_ranks_share_the_global_batches(place, ranks, batch_rows, update):
-    asked = MixtureSettings({"code": 3, "math": 0.3}, phases=["1:code,chat", "2:math,code"])
+    asked = MixtureSettings({"code": 3, "math": 0.3}, phases=["0.3:code,chat", "0.7:math,code"])
     with opened(place, asked=asked, batch_rows=batch_rows) as data:
         whole = data.batch(update)
     parts = []
@@ -265,7 +265,7 @@ def refuse(place, inputs, match, held=(), fresh=False, **asked):
         sources = stack.enter_context(open_sources([given.format(place) for given in inputs]))
         held_out = open_held_out([f"{name}={place / name}" for name in held], LIMITS, 4, stack)[0]
         settings_ = MixtureSettings(**asked)
-        check_asked(settings_, sources, held_out, fresh)
+        check_asked(settings_, sources, held_out, 10, fresh)
         Data(sources, held_out, settings_, LIMITS, seed=0, batch_rows=4, steps=10)
     assert caught.value.remedy
 
@@ -294,12 +294,16 @@ ADAPT = {"adapt": True, "valid_every": 2, "held": ["code", "math"]}
         (TWO, "--phase 1:code=x", {"phases": ["1:code=x"]}),
         (TWO, "--phase -1:code", {"phases": ["-1:code"]}),
         (TWO, "--phase 1:code=nan", {"phases": ["1:code=nan"]}),
+        (TWO, "phases of 0.5 of the run", {"phases": ["0.5:code,math"]}),
+        (TWO, "source math is in no phase", {"phases": ["0.5:code", "0.5:code"]}),
         (TWO, "--phase 1:code=0", {"phases": ["1:code=0"]}),
-        (TWO, "phase 2 of 10 updates has none", {"phases": ["100:code", "1:math", "100:code"]}),
+        (TWO, "phase 2 of 10 updates has none", {"phases": ["0.49:code", "0.01:math", "0.5:code"]}),
         (TWO, "--valid-every without held-out rows", {"valid_every": 2}),
         (TWO, "--adapt without --valid-every", {"adapt": True, "held": ["code", "math"]}),
+        (TWO, "--adapt after 10 updates of 10", ADAPT | {"valid_every": 10}),
+        (TWO, "replay alone", ADAPT | {"replay": {"code": 0.5, "math": 0.4}}),
         (TWO, "math has no held-out rows", ADAPT | {"held": ["code"]}),
-        (TWO, "--adapt and --phase", ADAPT | {"phases": ["1:code"]}),
+        (TWO, "--adapt and --phase", ADAPT | {"phases": ["1:code,math"]}),
         (TWO, "--adapt and --weight code=0", ADAPT | {"weights": {"code": 0}}),
         (TWO, "code has no loss to be reached", ADAPT | {"fresh": True}),
         (TWO, "math has no loss to be reached", ADAPT | {"reference": {"code": 1.0}}),
