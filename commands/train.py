@@ -39,6 +39,29 @@ class Offload(StrEnum):
     all = "all"
 
 
+class OnMismatch(StrEnum):
+    repeat = "repeat"
+    stop = "stop"
+
+
+class OnSpike(StrEnum):
+    note = "note"
+    skip = "skip"
+    rollback = "rollback"
+    stop = "stop"
+
+
+class OnNan(StrEnum):
+    stop = "stop"
+    skip = "skip"
+    rollback = "rollback"
+
+
+class OnStall(StrEnum):
+    note = "note"
+    stop = "stop"
+
+
 @app.command()
 @config_options
 def train(
@@ -153,6 +176,25 @@ def train(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same bits again on a GPU, too; slower.")
     ] = False,
+    audit_every: Annotated[
+        int,
+        typer.Option(
+            "--audit-every",
+            metavar="N",
+            min=0,
+            max=INT32,
+            help="Compare bits against silent errors; compute every Nth update twice. 0: not. On a GPU deterministic.",
+        ),
+    ] = 0,
+    on_mismatch: Annotated[
+        OnMismatch, typer.Option("--on-mismatch", help="Of an audit; an update that differs again stops.")
+    ] = OnMismatch.repeat,
+    on_spike: Annotated[
+        OnSpike,
+        typer.Option("--on-spike", help="Of loss or gradient; rollback: skip all since the checkpoint."),
+    ] = OnSpike.note,
+    on_nan: Annotated[OnNan, typer.Option("--on-nan", help="Of a loss or gradient that is no number.")] = OnNan.stop,
+    on_stall: Annotated[OnStall, typer.Option("--on-stall", help="When a part of an update hangs.")] = OnStall.note,
     tensorboard: Annotated[
         str | None, typer.Option("--tensorboard", metavar="DIR", help="Write metrics and timings for TensorBoard.")
     ] = None,
@@ -189,6 +231,7 @@ def train(
         stage, model, start, steps, epochs, batch_rows, micro_rows, context, optimizer.value, rate, save_every, seed,
         precision.value if precision else "", recompute, loop, yarn, stages,
         deterministic, tensorboard, engine.value, zero, offload.value, context_ranks,
+        audit_every, on_mismatch.value, on_spike.value, on_nan.value, on_stall.value,
     )  # fmt: skip
     settings.mixture = MixtureSettings(
         pairs("weight", weight or []), pairs("replay", replay or []), phase or [], valid_every, adapt,

@@ -266,6 +266,12 @@ class Run:
         """Call before weights, optimiser or anything else that is saved changes. Raises what went wrong in writing."""
         self.saver.copied()
 
+    def newest(self) -> int | None:
+        """The number of updates of the newest checkpoint, None where there is none. Waits until it is published."""
+        self.settle()
+        names = self.ranks.once(lambda: sorted(path.name for path in self.directory.glob("step-*")))
+        return int(names[-1].removeprefix("step-")) if names else None
+
     def settle(self) -> None:
         """Wait until the last checkpoint is published."""
         self.saver.wait()

@@ -14,7 +14,11 @@ PRECISIONS = {
 }
 
 # Settings that a run may go on with other values of: how it is done, not what comes out.
-INDECISIVE = ("save_every", "recompute", "deterministic", "tensorboard", "engine", "zero", "offload", "context_ranks")
+# What a policy decided is in the run's events, and is kept.
+INDECISIVE = (
+    "save_every", "recompute", "deterministic", "tensorboard", "engine", "zero", "offload", "context_ranks",
+    "audit_every", "on_mismatch", "on_spike", "on_nan", "on_stall",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -44,4 +48,9 @@ class TrainSettings:
     zero: int | None = None  # DeepSpeed's stage, 0 to 3; None: 1
     offload: str = "none"  # to the CPU, by DeepSpeed: optimizer, or all (weights too)
     context_ranks: int = 1  # that share each row
+    audit_every: int = 0  # updates, of which one is computed twice and compared (iqc.train.audit); 0: no audit
+    on_mismatch: str = "repeat"  # these four: one of iqc.train.watch.POLICIES
+    on_spike: str = "note"
+    on_nan: str = "stop"
+    on_stall: str = "note"  # or stop
     mixture: MixtureSettings = field(default_factory=MixtureSettings)  # of sources with names

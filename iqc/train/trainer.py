@@ -25,11 +25,13 @@ from iqc.tokens.loader import Batch, Limits
 from iqc.tokens.special import PAD
 from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tokenizer import load as load_tokenizer
+from iqc.train.audit.messages import Ledger
 from iqc.train.checkpoints import checkpoint_bytes
 from iqc.train.curriculum import with_weights
 from iqc.train.data import Data
 from iqc.train.engines.engine import Engine, check_engine, layout, make_engine
 from iqc.train.environment import deterministic
+from iqc.train.guard import Guard
 from iqc.train.layout import check_layout
 from iqc.train.losses import Loss, make_loss
 from iqc.train.progress import Meter
@@ -39,8 +41,10 @@ from iqc.train.settings import INDECISIVE, TrainSettings
 from iqc.train.sources import Sources, check_asked, open_held_out, open_sources
 from iqc.train.stages import TABLE, TrainingStage, learning_rate, mixture_weights, peak_rate
 from iqc.train.stages import stage as find_stage
+from iqc.train.stalls import Stalls
 from iqc.train.start import starting_model
 from iqc.train.step import evaluate, update
+from iqc.train.watch import RollBack
 
 
 def train(
@@ -96,14 +100,18 @@ def train(
         opened.enter_context(data)
         model.train()
         model.model.recompute = Recompute.parse(settings.recompute)
+        ledger = Ledger(ranks)
         if ranks.context > 1:
-            model.ring = ProcessRing(ranks.context_group)
+            model.ring = ProcessRing(ranks.context_group, ledger if settings.audit_every else None)
         if ranks.device.type == "cuda":
             compile_blocks(model)
         loss = make_loss(stage, lambda: starting_model(settings, stage, tokenizer)[0].to(ranks.device), ranks.context)
         size = checkpoint_bytes(model)
         engine = make_engine(settings, model, peak, precision, ranks)
-        loop = Training(settings, stage, precision, steps, peak, limits, engine, loss, data, run, size, history, quiet)
+        guard = Guard(settings, engine, ledger, data.batch_of, run.directory, run.newest)
+        loop = Training(
+            settings, stage, precision, steps, peak, limits, engine, loss, data, run, guard, size, history, quiet
+        )
         loop.go()
     return {"updates": steps, "rows": len(sources.dataset)}
 
@@ -122,26 +130,48 @@ class Training:
     loss: Loss
     data: Data
     run: Run
+    guard: Guard
     size: int  # of a checkpoint, in bytes
     history: Callable[..., dict]  # (updates done, loss, digest of the weights) -> lineage
     quiet: bool
 
     def go(self) -> None:
+        while not self.at_the_end():
+            pass
+        if self.stage.checkpoint:
+            self.run.name(self.stage.checkpoint, self.steps)
+
+    def at_the_end(self) -> bool:
+        """From the newest checkpoint on; False when the updates since were taken back."""
         done = self.resume()
         if done is None and not self.steps:
             self.save(0, None)
-        with self.meter(done or 0) as meter:
-            for step in range(done or 0, self.steps):
-                with meter.waiting("data"):
-                    batch = self.data.batch(step)
-                metrics = self.update(step, batch)
-                self.run.log(metrics)
-                if step + 1 == self.steps or (self.settings.save_every and (step + 1) % self.settings.save_every == 0):
-                    with meter.waiting("checkpoint"):
-                        self.save(step + 1, metrics["loss"])
-                meter.update(step, metrics, batch)
-        if self.stage.checkpoint:
-            self.run.name(self.stage.checkpoint, self.steps)
+        try:
+            with self.meter(done or 0) as meter, self.guard.stalls() as stalls:
+                for step in range(done or 0, self.steps):
+                    self.step(step, meter, stalls)
+        except RollBack:
+            self.engine.discard()
+            return False
+        return True
+
+    def step(self, step: int, meter: Meter, stalls: Stalls) -> None:
+        """The update of that number, from 0, its line of metrics and its checkpoint."""
+        batch = None
+        if not self.guard.watch.passed_over(step):
+            stalls.at("data")
+            with meter.waiting("data"):
+                batch = self.data.batch(step)
+        stalls.at("update")
+        metrics = self.update(step, batch)
+        self.run.log(metrics)
+        if step + 1 == self.steps or (self.settings.save_every and (step + 1) % self.settings.save_every == 0):
+            stalls.at("checkpoint")
+            with meter.waiting("checkpoint"):
+                self.save(step + 1, metrics.get("loss"))
+        stalls.at("")
+        if batch is not None and "loss" in metrics:
+            meter.update(step, metrics, batch)
 
     def resume(self) -> int | None:
         """Take back what the newest checkpoint has; returns its number of updates, None where there is none."""
@@ -158,12 +188,13 @@ class Training:
         if self.data.domains and first != self.steps:
             say(self.quiet, f"{self.stage.name}: {self.data.plan()}")
         self.data.start(self.measure)
+        self.guard.resume(first or 0)
         return first
 
-    def update(self, step: int, batch: Batch) -> dict:
-        """The update of that number, from 0, with this rank's rows; returns its line of metrics."""
+    def update(self, step: int, batch: Batch | None) -> dict:
+        """The update with this rank's rows, None: it is passed over. Returns its line of metrics."""
         rate = learning_rate(self.stage, self.peak, step, self.steps)
-        made = update(
+        made = batch and update(
             self.engine,
             self.loss,
             batch,
@@ -172,9 +203,11 @@ class Training:
             batch_rows=self.settings.batch_rows,
             domains=self.data.domains,
             step=step,
+            checks=self.guard,
             before=self.run.copied,
         )
-        return {"step": step, "rate": rate} | made | self.data.after(step + 1, self.measure)
+        line = {"rate": rate} | made if made else {"skipped": self.guard.watch.passed_over(step)}
+        return {"step": step} | line | self.data.after(step + 1, self.measure)
 
     def meter(self, first: int) -> Meter:
         ranks, config = self.engine.ranks, self.engine.model.config
@@ -238,7 +271,7 @@ def run_train(
         own = load_tokenizer(find_checkpoint(settings.start))
         if own.digest != loaded.digest:
             raise IqcError("not the tokenizer of --from", where=tokenizer, remedy="leave --tokenizer out")
-    if settings.deterministic:
+    if settings.deterministic or settings.audit_every:
         deterministic()
     started = time.monotonic()
     with Ranks.start(settings.context_ranks) as ranks, open_sources(inputs) as sources:

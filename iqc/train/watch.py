@@ -13,6 +13,7 @@ import math
 import os
 import statistics
 import sys
+import threading
 import tomllib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -60,6 +61,8 @@ class Watch:
         self.passed: dict[int, str] = {}
         self.known: list[dict] = []  # a resumed run meets, and notes, the same again
         self.repeated: int | None = None  # the update that is computed for the second time
+        self.step = 0  # the update that the loop is at
+        self.lock = threading.Lock()  # stalls are told by another thread
         for event in ranks.once(lambda: read_events(directory)):
             self.known.append(event)
             self._obey(event)
@@ -73,7 +76,8 @@ class Watch:
                 self._remember(line)
 
     def passed_over(self, step: int) -> str | None:
-        """Why the batch of this update is not trained on: the decision of an earlier moment."""
+        """Why the batch of this update, which comes next, is not trained on: the decision of an earlier moment."""
+        self.step = step
         return self.passed.get(step)
 
     def judge(self, step: int, metrics: dict, findings: Sequence[Any] = (), to_blame: Sequence[int] = ()) -> str:
@@ -138,6 +142,12 @@ class Watch:
             return "apply"
         return decision
 
+    def stalled(self, stop: bool, phase: str, seconds: float, where: str) -> None:
+        """A part of an update hangs: a decision of stalls.py, told by its thread."""
+        decision, seconds = "stop" if stop else "note", round(seconds, 1)
+        event = {"step": self.step, "kind": "stall", "decision": decision, "rank": self.ranks.rank, "phase": phase}
+        self._record(event | {"seconds": seconds, "where": where})
+
     def _obey(self, event: dict) -> None:
         first = event.get("to", event["step"])
         if event["decision"] in ("skip", "rollback"):
@@ -149,16 +159,17 @@ class Watch:
 
     def _record(self, event: dict) -> None:
         finite = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
-        if self.ranks.main:
+        if self.ranks.main or event["kind"] == "stall":  # which each rank has for itself
             print(f"iqc train: {described(event)}", file=sys.stderr, flush=True)
-            if finite not in self.known:
+        with self.lock:
+            if self.ranks.main and finite not in self.known:
                 append_event(self.path, finite)
-        self.known.append(finite)
+            self.known.append(finite)
 
 
 def described(event: dict) -> str:
     """An event as a sentence."""
-    step, more = event["step"], {key: value for key, value in event.items() if key not in ("step", "kind", "decision")}
+    step = event["step"]
     match event["kind"]:
         case "mismatch":
             many = f", and {event['findings'] - 1} more" if event["findings"] > 1 else ""
@@ -174,8 +185,11 @@ def described(event: dict) -> str:
         case "spike":
             measure, most = (format(event[key], ".3g") for key in ("measure", "threshold"))
             what = f"update {step}: {event['rule']} {event['value']:.4g} is unusual ({measure}, more than {most})"
-        case _:
-            what = f"update {step}: {more}"
+        case "stall":
+            what = f"update {step}, rank {event['rank']}: {event['phase']} takes {event['seconds']} s so far, at\n"
+            what += event["where"].rstrip()
+        case other:
+            raise ValueError(f"an event of kind {other!r}")
     match event["decision"]:
         case "repeat":
             return f"{what}: computing the update again"

@@ -32,9 +32,16 @@ ELSEWHERE = 4  # every so many audited updates are also computed on another rank
 class Audit:
     """`every` 0: nothing is checked. `rows(step, data_rank)` gives the batch of another data rank."""
 
-    def __init__(self, engine: Any, every: int, rows: Callable[[int, int], Batch] | None = None):
+    def __init__(
+        self,
+        engine: Any,
+        every: int,
+        rows: Callable[[int, int], Batch] | None = None,
+        ledger: Ledger | None = None,
+    ):
         self.engine, self.ranks, self.every, self.rows = engine, engine.ranks, every, rows
-        self.ledger = Ledger(engine.ranks)
+        self.ledger = ledger or Ledger(engine.ranks)
+        self.forget()
         if not every:
             return
         self.recorder = Recorder(engine.model)
@@ -45,6 +52,10 @@ class Audit:
         # Experts are balanced over the rows of all ranks: their sum in another order of ranks rounds otherwise.
         self.comparable = engine.ranks.data_ranks > 1 and not engine.model.config.num_experts
         self.gradients_are_shared = several and "gradients" in engine.replicated
+
+    def forget(self) -> None:
+        """Of an earlier update; after weights were loaded."""
+        self.ledger.clear()
         self.seal: Tensor | None = None  # of memory, when the next update is audited
         self.begun: dict[str, Tensor] = {}  # fingerprints of this update
         self.failed: tuple[int, dict[str, list[list[int]]]] | None = None  # an update that was not applied: its tables
