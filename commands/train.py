@@ -155,6 +155,10 @@ def train(
         str,
         typer.Option("--recompute", metavar="WHAT", help="To save memory: mlp, block, or with counts block:2,mlp:10."),
     ] = "none",
+    ema: Annotated[
+        float,
+        typer.Option("--ema", metavar="X", min=0, help="Keep an average of the weights, too, of decay X; 0: none."),
+    ] = 0.0,
     engine: Annotated[
         EngineName, typer.Option("--engine", help="What divides the work over the ranks that torchrun starts.")
     ] = EngineName.local,
@@ -231,7 +235,7 @@ def train(
         stage, model, start, steps, epochs, batch_rows, micro_rows, context, optimizer.value, rate, save_every, seed,
         precision.value if precision else "", recompute, loop, yarn, stages,
         deterministic, tensorboard, engine.value, zero, offload.value, context_ranks,
-        audit_every, on_mismatch.value, on_spike.value, on_nan.value, on_stall.value,
+        audit_every, on_mismatch.value, on_spike.value, on_nan.value, on_stall.value, ema,
     )  # fmt: skip
     settings.mixture = MixtureSettings(
         pairs("weight", weight or []), pairs("replay", replay or []), phase or [], valid_every, adapt,

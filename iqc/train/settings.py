@@ -16,7 +16,7 @@ PRECISIONS = {
 # Settings that a run may go on with other values of: how it is done, not what comes out.
 # What a policy decided is in the run's events, and is kept.
 INDECISIVE = (
-    "save_every", "recompute", "deterministic", "tensorboard", "engine", "zero", "offload", "context_ranks",
+    "save_every", "stages", "recompute", "deterministic", "tensorboard", "engine", "zero", "offload", "context_ranks",
     "audit_every", "on_mismatch", "on_spike", "on_nan", "on_stall",
 )  # fmt: skip
 
@@ -53,4 +53,5 @@ class TrainSettings:
     on_spike: str = "note"
     on_nan: str = "stop"
     on_stall: str = "note"  # or stop
+    ema: float = 0.0  # decay of an average of the weights that is kept beside them; 0: none
     mixture: MixtureSettings = field(default_factory=MixtureSettings)  # of sources with names

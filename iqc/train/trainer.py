@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from iqc import __version__
@@ -29,6 +30,7 @@ from iqc.train.audit.messages import Ledger
 from iqc.train.checkpoints import checkpoint_bytes
 from iqc.train.curriculum import with_weights
 from iqc.train.data import Data
+from iqc.train.ema import Ema
 from iqc.train.engines.engine import Engine, check_engine, layout, make_engine
 from iqc.train.environment import deterministic
 from iqc.train.guard import Guard
@@ -87,8 +89,9 @@ def train(
         "config": config.to_hf(),
         "data": sources.asked(),
         "mixture": asdict(mixture) | {"held_out": digests} if sources.named else None,
-        "stages": asdict(stage) if settings.stages else None,  # the table of this version has a version
+        "ema": settings.ema or None,
     }
+    asked |= stage.asked()
     for name in INDECISIVE:
         del asked[name]
     history = partial(lineage, asked, sources.inputs, parent)
@@ -106,13 +109,14 @@ def train(
         if ranks.device.type == "cuda":
             compile_blocks(model)
         loss = make_loss(stage, lambda: starting_model(settings, stage, tokenizer)[0].to(ranks.device), ranks.context)
-        size = checkpoint_bytes(model)
+        size = checkpoint_bytes(model, averaged=bool(settings.ema))
         engine = make_engine(settings, model, peak, precision, ranks)
         guard = Guard(settings, engine, ledger, data.batch_of, run.directory, run.newest)
-        loop = Training(
-            settings, stage, precision, steps, peak, limits, engine, loss, data, run, guard, size, history, quiet
-        )
-        loop.go()
+        average = Ema(settings.ema, engine.pieces()) if settings.ema else None
+        Training(
+            settings, stage, precision, steps, peak, limits, engine, loss, average, data, run, guard, size, history,
+            quiet,
+        ).go()  # fmt: skip
     return {"updates": steps, "rows": len(sources.dataset)}
 
 
@@ -128,6 +132,7 @@ class Training:
     limits: Limits
     engine: Engine
     loss: Loss
+    average: Ema | None
     data: Data
     run: Run
     guard: Guard
@@ -178,6 +183,8 @@ class Training:
         progress, first = self.run.resume(), None
         if progress is not None:
             self.engine.load(progress.stored)
+            if self.average:
+                self.average.load(progress.stored)
             self.data.load(progress.state.get("mixture", {}))
             first = progress.step
             exact = ", bit for bit" if progress.exact else ""
@@ -206,6 +213,8 @@ class Training:
             checks=self.guard,
             before=self.run.copied,
         )
+        if made and self.average:
+            self.average.update(self.engine.pieces(), step + 1)
         line = {"rate": rate} | made if made else {"skipped": self.guard.watch.passed_over(step)}
         return {"step": step} | line | self.data.after(step + 1, self.measure)
 
@@ -221,7 +230,8 @@ class Training:
         """Begin the checkpoint after so many updates."""
         history = partial(self.history, updates, loss)
         state = {"mixture": self.data.state()}
-        self.run.save(updates, self.engine.model, self.engine.pieces(), history, updates == self.steps, state)
+        pieces = chain(self.engine.pieces(), self.average.pieces() if self.average else ())
+        self.run.save(updates, self.engine.model, pieces, history, updates == self.steps, state)
 
 
 def parent_input(start: Path) -> Input:
@@ -234,7 +244,8 @@ def lineage(asked: dict, inputs: list[Input], parent: Input | None, step: int, l
     """The lineage of a checkpoint: its data, and the checkpoint that it started from."""
     decisive = ("stage", "model", "steps", "batch_rows", "micro_rows", "context", "optimizer", "rate", "precision")
     options = {key: asked[key] for key in decisive if asked[key] is not None}
-    options |= {key: asked[key] for key in ("loop", "yarn", "stages", "mixture") if asked[key]}
+    options |= {key: asked[key] for key in ("loop", "yarn", "ema", "mixture") if asked[key]}
+    options |= {key: asked[key] for key in ("schedule", "loss")}
     sources = [*inputs, *([parent] if parent else [])]
     output = {"digest": digest, "updates": step, "loss": loss}
     return lineage_of(Stage("train", __version__, options, asked["seed"]), sources, {"updates": step}, output)
@@ -263,6 +274,8 @@ def run_train(
         Recompute.parse(settings.recompute)
     except ValueError as error:
         raise UsageError(str(error), remedy="--recompute mlp, or block:2,mlp:10") from None
+    if not 0 <= settings.ema < 1:
+        raise UsageError(f"--ema {settings.ema:g}", remedy="a decay from 0 to below 1, such as 0.999")
     if tokenizer is None and settings.start is None:
         raise UsageError("no tokenizer", remedy="--tokenizer DIR: the one that the sequences were packed with")
     place = Path(tokenizer) if tokenizer else find_checkpoint(settings.start or "")

@@ -139,8 +139,8 @@ def test_the_slope_of_a_gpu_is_the_gradient_of_its_loss(monkeypatch, z_loss):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("chunks", [1, 3])
-def test_on_a_gpu_as_close_to_float64_as_whole_logits(monkeypatch, chunks, dtype):
+@pytest.mark.parametrize(("chunks", "z_loss"), [(1, 0.0), (3, 0.0), (3, 1e-2)])
+def test_on_a_gpu_as_close_to_float64_as_whole_logits(monkeypatch, chunks, z_loss, dtype):
     """Poisoned rows that are not chosen stay out; their gradient is zero."""
     tokens, width, vocabulary = 700, 96, 1000
     monkeypatch.setattr(module, "GPU_CHUNK_LOGITS", tokens * vocabulary // chunks)
@@ -160,10 +160,12 @@ def test_on_a_gpu_as_close_to_float64_as_whole_logits(monkeypatch, chunks, dtype
     def plain(x, weight):
         logits = F.linear(x[rows], weight)
         logits = logits.to(torch.promote_types(x.dtype, torch.float32))
-        return (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+        return (
+            (F.cross_entropy(logits, targets, reduction="none") + z_loss * logits.logsumexp(-1) ** 2) * weights
+        ).sum()
 
     def ours(x, weight):
-        return linear_cross_entropy(x, weight, targets, weights, rows)
+        return linear_cross_entropy(x, weight, targets, weights, rows, z_loss=z_loss)
 
     exact = gradients(plain, torch.float64)
     for a, b, e in zip(gradients(ours, dtype, float("nan")), gradients(plain, dtype), exact):

@@ -1,17 +1,19 @@
 """The average of the weights: its formula, the same on any number of ranks, and back from a checkpoint."""
 
 import itertools
+import shutil
 
 import pytest
 import torch
 
+from iqc.errors import IqcError, UsageError
 from iqc.model.checkpoint import load_model
 from iqc.model.config import ModelConfig
 from iqc.model.decoder import Decoder
 from iqc.train.checkpoints import Stored, pieces_of
 from iqc.train.ema import Ema
 from iqc.train.optimizer import make_optimizer
-from iqc.train.run import Run, find_checkpoint, stage_of
+from iqc.train.run import Run, find_checkpoint, lineage_inputs, stage_of
 
 CONFIG = ModelConfig(50, 24, 40, 2, 6, 2, 32, loop_num=2, loop_window_size=8)
 
@@ -76,3 +78,26 @@ def test_a_checkpoint_has_it_as_a_model_and_it_goes_on_from_there(tmp_path):
         for part in again:
             part.load(Stored(checkpoint, CONFIG))
         assert all(torch.equal(values, expected[name]) for name, values in whole(again).items())
+
+
+def test_a_run_keeps_it_goes_on_with_it_bit_for_bit_and_another_starts_from_it(room, tmp_path):
+    whole = find_checkpoint(room.train(tmp_path / "whole", ema=0.5, save_every=2))
+    cut = room.train(tmp_path / "cut", ema=0.5, save_every=2)
+    shutil.rmtree(cut / "step-00000004")
+    again = find_checkpoint(room.train(cut, ema=0.5, save_every=2))
+    name = "ema/model.safetensors"
+    assert (whole / name).read_bytes() == (again / name).read_bytes() != (whole / "model.safetensors").read_bytes()
+    plain = find_checkpoint(room.train(tmp_path / "plain"))
+    assert (plain / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    before, after = (find_checkpoint(room.train(tmp_path / f"{n}", steps=n, epochs=0.0, ema=0.5)) for n in (0, 1))
+    found = zip(load_model(before).parameters(), load_model(after).parameters(), load_model(after / "ema").parameters())
+    for first, last, average in found:
+        torch.testing.assert_close(average, torch.lerp(first, last, 9 / 11), rtol=0, atol=1e-7)  # d = 2 / 11
+    stage = find_checkpoint(room.train(tmp_path / "anneal", stage="anneal", start=whole / "ema", steps=1))
+    inputs = lineage_inputs(stage)["stages"][lineage_inputs(stage)["stage"]]["inputs"]
+    assert lineage_inputs(whole / "ema")["output"]["digest"] in [item["digest"] for item in inputs]
+    for wrong in (1.0, -0.1, float("nan")):
+        with pytest.raises(UsageError, match="--ema"):
+            room.train(tmp_path / "wrong", ema=wrong)
+    with pytest.raises(IqcError, match=r"ema: 0\.5, now 0\.9"):
+        room.train(tmp_path / "whole", ema=0.9, save_every=2)

@@ -22,6 +22,7 @@ from iqc.train import run as runs
 from iqc.train.checkpoints import pieces_of
 from iqc.train.optimizer import make_optimizer
 from iqc.train.run import KEPT, Run, damage, find_checkpoint, read_metrics
+from iqc.train.stages import TABLE
 
 
 def files(run):
@@ -101,6 +102,21 @@ def test_changed_settings_are_refused_by_name(room, run):
         assert "another run" in caught.value.what and "-o" in caught.value.remedy
     assert files(run) == before
     room.train(run, save_every=3)  # how often it is saved does not decide the result
+
+
+def test_a_stage_that_was_changed_is_another_run(room, run, tmp_path):
+    table = tmp_path / "mine.toml"
+    for old, new, what in (
+        ("z_loss = 1e-4", "z_loss = 0.0", r"loss: next-token, z_loss 0\.0001, now next-token"),
+        ("warmup = 0.05", "warmup = 0.1", "schedule: wsd, rate 1, warmup 0.05"),
+    ):
+        table.write_text(TABLE.read_text().replace(old, new, 1))
+        with pytest.raises(IqcError, match=what):
+            room.train(run, save_every=1, stages=str(table))
+    table.write_text(TABLE.read_text().replace('text = "General', 'text = "Other', 1))
+    before = files(run)
+    room.train(run, save_every=1, stages=str(table))
+    assert files(run) == before
 
 
 def test_another_starting_model_is_refused(room, made, tmp_path):
