@@ -242,10 +242,9 @@ def train(
         pairs("reference", reference or []), least, most,
     )  # fmt: skip
     if dry_run:
-        from iqc.train.layout import Layout
         from iqc.train.plan import numbers_of, run_plan
 
-        print(run_plan(settings, inputs or [], numbers_of(gpus), gpu_gib, Layout()))
+        print(run_plan(settings, inputs or [], numbers_of(gpus), gpu_gib))
         return
     if gpus or gpu_gib:
         raise UsageError("--gpus and --gpu-gib are for --dry-run", remedy="a run has the GPUs that torchrun gives it")

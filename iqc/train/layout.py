@@ -12,10 +12,10 @@ from iqc.errors import IqcError
 from iqc.kernels.linear_cross_entropy import CHUNK_LOGITS, GPU_CHUNK_LOGITS
 from iqc.model.config import ModelConfig, parameter_count
 from iqc.model.describe import Addend, activations, head, parameters, ring, states
+from iqc.train.engines.deepspeed import BUCKET, LIVE
 
 GIB = 1 << 30
 ROOM = 4.0  # GiB of a GPU left for CUDA, NCCL and what the allocator wastes: assumed
-LIVE, BUCKET = 1_000_000_000, 200_000_000  # iqc.train.engines.deepspeed: parameters gathered, and in a message
 
 
 @dataclass(slots=True, frozen=True)
@@ -92,7 +92,7 @@ def memory(config: ModelConfig, context: int, layout: Layout, gpu: bool = True) 
     offloaded = {"none": (), "optimizer": ("optimiser",), "all": ("optimiser", "weights")}[layout.offload]
     each = 4 if precision == "fp32" else 2
     other: list[Addend] = []
-    if zero and layout.gpus > 1:
+    if zero and layout.gpus > 1:  # under way: gradients in two messages, weights of ZeRO-3
         count = parameter_count(config)
         bucket, live = min(BUCKET, count), min(LIVE, count)
         other.append(Addend("buckets", f"2 x {each} x {bucket}", 2 * each * bucket))
@@ -120,21 +120,22 @@ def memory(config: ModelConfig, context: int, layout: Layout, gpu: bool = True) 
     )
 
 
-def fits(config: ModelConfig, context: int, layout: Layout, gib: float) -> bool:
-    return memory(config, context, layout).total <= (gib - ROOM) * GIB
+def fits(config: ModelConfig, context: int, layout: Layout, gib: float, gpu: bool = True) -> bool:
+    return memory(config, context, layout, gpu).total <= (gib - ROOM) * GIB
 
 
-def remedy(config: ModelConfig, context: int, layout: Layout, gib: float) -> str:
+def remedy(config: ModelConfig, context: int, layout: Layout, gib: float, gpu: bool = True) -> str:
     """The options that make a layout fit, the cheapest first, each on top of those before it."""
     words: dict[str, str] = {}
-    for name, word, changed in _changes(layout, config):
+    for name, word, changed in _changes(layout, config, gpu):
         words[name], layout = word, changed
-        if fits(config, context, changed, gib):
+        if fits(config, context, changed, gib, gpu):
             return "it would fit with " + ", ".join(words.values())
-    return f"it would not fit on {layout.gpus} GPUs either, by {', '.join(words.values())}: a shorter --context"
+    tried = f" with {', '.join(words.values())}" if words else ""
+    return f"it would not fit{tried} either: take a shorter --context, or " + ("more memory" if gpu else "--gpus")
 
 
-def _changes(layout: Layout, config: ModelConfig) -> Iterator[tuple[str, str, Layout]]:
+def _changes(layout: Layout, config: ModelConfig, gpu: bool) -> Iterator[tuple[str, str, Layout]]:
     """(what is changed, the option, the layout so far)."""
     if layout.micro_rows > 1:
         yield "micro", "--micro-rows 1", (layout := replace(layout, micro_rows=1))
@@ -143,6 +144,8 @@ def _changes(layout: Layout, config: ModelConfig) -> Iterator[tuple[str, str, La
         yield "recompute", "--recompute mlp", (layout := replace(layout, mlps=passes))
     if layout.blocks < passes:
         yield "recompute", "--recompute block", (layout := replace(layout, blocks=passes))
+    if not gpu:
+        return
     for zero in range(layout.zero + 1, 4):
         if layout.gpus > 1:
             yield "zero", f"--engine deepspeed --zero {zero}", (layout := replace(layout, zero=zero))

@@ -6,16 +6,16 @@ assumes. No weights are read and no row.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
-from iqc.errors import IqcError, UsageError
+from iqc.errors import UsageError
 from iqc.model.config import ModelConfig, preset
-from iqc.model.decoder import Recompute
 from iqc.model.describe import flops, parameters, section
+from iqc.train.curriculum import schedule, with_weights
+from iqc.train.engines.engine import check_engine, stage_of_zero
 from iqc.train.layout import GIB, ROOM, Layout, check_layout, fits, memory, remedy
 from iqc.train.predict import measured, predict, tokens_per_second
 from iqc.train.progress import peak_flops
@@ -23,7 +23,7 @@ from iqc.train.settings import TrainSettings
 from iqc.train.sources import open_sources
 from iqc.train.stages import TABLE, TrainingStage, learning_rate, mixture_weights, peak_rate
 from iqc.train.stages import stage as find_stage
-from iqc.train.start import starting_config
+from iqc.train.start import check_numbers, row_length, starting_config
 
 H200 = 139.0  # GiB: what is planned for where there is no GPU
 COLUMNS = """\
@@ -33,17 +33,6 @@ ASSUMED = """\
   Assumed: products and attention as fast as measured on one H200 (iqc/train/measured.toml); a document fills its row;
   keys, values, weights and gradients travel meanwhile, over {nvlink} GB/s into each of up to {node} GPUs (NVLink,
   measured) and over {network} beyond. Offloading is not in the speed. Nothing of this was measured on several GPUs."""
-
-
-def row_length(settings: TrainSettings, stage: TrainingStage, config: ModelConfig) -> int:
-    """Tokens a row: what was asked for, or the smaller of the stage's and the model's."""
-    context = settings.context or min(stage.context, config.max_position_embeddings)
-    if context > config.max_position_embeddings:
-        raise IqcError(
-            f"a context of {context}",
-            remedy=f"the model was made for {config.max_position_embeddings} tokens; --yarn stretches that of --from",
-        )
-    return context
 
 
 @dataclass(slots=True, frozen=True)
@@ -80,10 +69,11 @@ def numbers_of(text: str) -> list[int]:
     return found
 
 
-def run_plan(settings: TrainSettings, inputs: list[str], gpus: Sequence[int], gib: float, layout: Layout) -> str:
-    """What `iqc train --dry-run` prints. `layout` is what was asked for but for the number of GPUs: several numbers
-    give a table of layouts. Without `inputs` nothing is known of the rows; standard input is not read. A preset
-    stands for the checkpoint that a later stage starts from."""
+def run_plan(settings: TrainSettings, inputs: list[str], gpus: Sequence[int], gib: float) -> str:
+    """What `iqc train --dry-run` prints, for so many GPUs of so many GiB; none, 0: what is here. Several numbers of
+    GPUs give a table of layouts, of ZeRO-3 unless another is asked for. Without `inputs` nothing is known of the
+    rows; standard input is not read. A preset stands for the checkpoint that a later stage starts from."""
+    recompute = check_numbers(settings)
     stage = find_stage(settings.stage, settings.stages or TABLE)
     if settings.start is None and settings.model and stage.starts_from:
         config, start = preset(settings.model), f"{' or '.join(stage.starts_from)}, planned as {settings.model}"
@@ -91,17 +81,24 @@ def run_plan(settings: TrainSettings, inputs: list[str], gpus: Sequence[int], gi
         config, checkpoint = starting_config(settings, stage)
         start = str(checkpoint or f"fresh weights of {settings.model}")
     context = row_length(settings, stage, config)
-    recompute, passes = Recompute.parse(settings.recompute), config.loop_num * config.num_hidden_layers
+    passes = config.loop_num * config.num_hidden_layers
     blocks = min(recompute.blocks, passes)
     room = Room.found(gpus[0] if gpus else 0, gib)
     precision = settings.precision or ("bf16" if room.gpus else "fp32")
-    mlps = min(recompute.mlps, passes - blocks)
-    layout = replace(layout, precision=precision, blocks=blocks, mlps=mlps, tile=recompute.tile)
+    check_engine(settings, precision)
+    layout = Layout(
+        context_ranks=settings.context_ranks,
+        zero=stage_of_zero(settings) if settings.engine == "deepspeed" else 3 if len(gpus) > 1 else 0,
+        precision=precision,
+        offload=settings.offload,
+        blocks=blocks,
+        mlps=min(recompute.mlps, passes - blocks),
+        tile=recompute.tile,
+    )
     lines = [
         f"Stage       {stage.name}: {stage.text}",
         f"Start       {start}",
         f"Ends in     {stage.checkpoint}",
-        *mixture(stage, settings.stages or TABLE),
         f"Context     {context:,} tokens a row",
         *updates(settings, stage, config, context, inputs),
         *section("Parameters", parameters(config)),
@@ -120,31 +117,38 @@ def run_plan(settings: TrainSettings, inputs: list[str], gpus: Sequence[int], gi
     return "\n".join([*lines, *one_layout(config, context, layout, room)])
 
 
-def mixture(stage: TrainingStage, table: str | Path) -> list[str]:
-    """The shares that the stage's table wants of its sources."""
-    weights = mixture_weights(stage, table)
-    shares = [f"{name} {weight / sum(weights.values()):.1%}" for name, weight in weights.items()]
-    return [f"Mixture     {', '.join(shares)} ({stage.mixture})"] if shares else []
-
-
 def updates(
     settings: TrainSettings, stage: TrainingStage, config: ModelConfig, context: int, inputs: list[str]
 ) -> list[str]:
-    """How many of which size, and the learning rate over them."""
-    steps, tokens, lines = settings.steps, settings.batch_rows * context, []
+    """How many of which size, of which sources, and the learning rate over them."""
+    steps, tokens = settings.steps, settings.batch_rows * context
+    weights, lines = mixture_weights(stage, settings.stages or TABLE), []
     if inputs:
         with open_sources(inputs) as sources:
-            rows = len(sources.dataset)
-        steps = steps or math.ceil(settings.epochs * rows / settings.batch_rows)
-        lines.append(f"Rows        {rows:,}, each seen {steps * settings.batch_rows / rows:.2f} times")
+            rows = sources.rows
+        count = sum(rows.values())
+        steps = steps or math.ceil(settings.epochs * count / settings.batch_rows)
+        lines.append(f"Rows        {count:,}, each seen {steps * settings.batch_rows / count:.2f} times on average")
+        if sources.named and steps:
+            asked = with_weights(settings.mixture, sources.names, weights)
+            for start, parts in schedule(asked, rows, steps, settings.batch_rows):
+                lines.append(f"Mixture     {shares(dict(zip(sources.names, parts)))}, from update {start:,}")
+    elif weights:
+        lines.append(f"Mixture     {shares(weights)} ({stage.mixture})")
     if not steps:
-        return [
-            *lines,
-            f"Updates     of {settings.batch_rows} rows, {tokens:,} tokens; the rows or --steps tell how many",
-        ]
+        how = (
+            "none: the starting weights are written"
+            if inputs or not settings.epochs
+            else (f"of {settings.batch_rows} rows, {tokens:,} tokens; the rows or --steps tell how many")
+        )
+        return [*lines, f"Updates     {how}"]
     each = f"{steps:,} of {settings.batch_rows} rows, {tokens:,} tokens"
     lines += [f"Updates     {each}, {steps * tokens:,} in all", f"Rate        {stage.schedule}, {settings.optimizer}"]
     return lines + picture(stage, settings.rate or peak_rate(config.hidden_size, settings.optimizer), steps)
+
+
+def shares(weights: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {weight / sum(weights.values()):.1%}" for name, weight in weights.items())
 
 
 def picture(stage: TrainingStage, peak: float, steps: int, width: int = 60, height: int = 6) -> list[str]:
@@ -199,7 +203,8 @@ def layout_table(config: ModelConfig, context: int, layouts: Sequence[Layout], g
 
 def one_layout(config: ModelConfig, context: int, layout: Layout, room: Room) -> list[str]:
     """The sums of a layout, whether they fit, and the speed."""
-    found = memory(config, context, layout, gpu=room.gpus > 0)
+    gpu = room.gpus > 0
+    found = memory(config, context, layout, gpu)
     where = f"each of {layout.gpus} GPUs" if layout.gpus > 1 else "the GPU" if room.gpus else "the CPU"
     lines = section(f"Bytes on {where}: {in_words(config, layout)}", found.device)
     lines.append(f"  {'in GiB':<22} {found.total / GIB:>22.1f}")
@@ -211,7 +216,7 @@ def one_layout(config: ModelConfig, context: int, layout: Layout, room: Room) ->
         lines += ["", f"It fits in {room.whose}: {left:.1f} GiB are left, {beside}."]
     else:
         lines += ["", f"It does not fit in {room.whose}: {-left:.1f} GiB too much, {beside};"]
-        lines.append("  " + remedy(config, context, layout, room.gib))
+        lines.append("  " + remedy(config, context, layout, room.gib, gpu))
     seconds, speed = predict(config, context, layout), tokens_per_second(config, context, layout)
     if not room.gpus or not seconds or not speed:
         why = "nothing of this hidden size was measured" if room.gpus else "only a GPU's was measured"

@@ -1,12 +1,13 @@
 """What a run starts from: weights, tokenizer and rows, checked against each other before the first update."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 from iqc.errors import IqcError, UsageError
 from iqc.model.checkpoint import load_config, load_model
 from iqc.model.config import ModelConfig, extend_context, preset
-from iqc.model.decoder import Decoder
+from iqc.model.decoder import Decoder, Recompute
 from iqc.model.fold import fold, looped
 from iqc.streams.lineage import Input
 from iqc.tokens.dataset import TRIE
@@ -16,6 +17,29 @@ from iqc.tokens.tokenizer import Tokenizer
 from iqc.train.run import find_checkpoint, stage_of
 from iqc.train.settings import TrainSettings
 from iqc.train.stages import TrainingStage
+
+
+def check_numbers(settings: TrainSettings) -> Recompute:
+    """UsageError for passes, a decay and recompute that cannot be. Returns the last."""
+    if not 0 <= settings.epochs < math.inf:
+        raise UsageError(f"--epochs {settings.epochs}", remedy="a number of passes over the rows, 0 or more")
+    if not 0 <= settings.ema < 1:
+        raise UsageError(f"--ema {settings.ema:g}", remedy="a decay from 0 to below 1, such as 0.999")
+    try:
+        return Recompute.parse(settings.recompute)
+    except ValueError as error:
+        raise UsageError(str(error), remedy="--recompute mlp, or block:2,mlp:10") from None
+
+
+def row_length(settings: TrainSettings, stage: TrainingStage, config: ModelConfig) -> int:
+    """Tokens a row: what was asked for, or the smaller of the stage's and the model's."""
+    context = settings.context or min(stage.context, config.max_position_embeddings)
+    if context > config.max_position_embeddings:
+        raise IqcError(
+            f"a context of {context}",
+            remedy=f"the model was made for {config.max_position_embeddings} tokens; --yarn stretches that of --from",
+        )
+    return context
 
 
 def starting_config(settings: TrainSettings, stage: TrainingStage) -> tuple[ModelConfig, Path | None]:

@@ -44,7 +44,7 @@ from iqc.train.sources import Sources, check_asked, open_held_out, open_sources
 from iqc.train.stages import TABLE, TrainingStage, learning_rate, mixture_weights, peak_rate
 from iqc.train.stages import stage as find_stage
 from iqc.train.stalls import Stalls
-from iqc.train.start import starting_model
+from iqc.train.start import check_numbers, row_length, starting_model
 from iqc.train.step import evaluate, update
 from iqc.train.watch import RollBack
 
@@ -63,11 +63,7 @@ def train(
     """Run a stage to its end, or from where an earlier run stopped. Returns the counts for the summary."""
     model, start = starting_model(settings, stage, tokenizer)
     config = model.config
-    context = settings.context or min(stage.context, config.max_position_embeddings)
-    if context > config.max_position_embeddings:
-        raise IqcError(
-            f"a context of {context}", remedy=f"the model was made for {config.max_position_embeddings} tokens"
-        )
+    context = row_length(settings, stage, config)
     limits = Limits(context, config.vocab_size, tokenizer.control[PAD], pairs=stage.loss == "dpo")
     sources.check(limits, tokenizer.digest)
     mixture = with_weights(settings.mixture, sources.names, mixture_weights(stage, settings.stages or TABLE))
@@ -268,14 +264,7 @@ def run_train(
     """`iqc train`: read the sequences, train, report."""
     shared = Settings(inputs=inputs, summary=summary, quiet=quiet)
     stage = find_stage(settings.stage, settings.stages or TABLE)
-    if not 0 <= settings.epochs < math.inf:
-        raise UsageError(f"--epochs {settings.epochs}", remedy="a number of passes over the rows, 0 or more")
-    try:
-        Recompute.parse(settings.recompute)
-    except ValueError as error:
-        raise UsageError(str(error), remedy="--recompute mlp, or block:2,mlp:10") from None
-    if not 0 <= settings.ema < 1:
-        raise UsageError(f"--ema {settings.ema:g}", remedy="a decay from 0 to below 1, such as 0.999")
+    check_numbers(settings)
     if tokenizer is None and settings.start is None:
         raise UsageError("no tokenizer", remedy="--tokenizer DIR: the one that the sequences were packed with")
     place = Path(tokenizer) if tokenizer else find_checkpoint(settings.start or "")

@@ -11,6 +11,7 @@ import torch
 from iqc.errors import IqcError, UsageError
 from iqc.model.config import PRESETS, ModelConfig, preset
 from iqc.model.decoder import Recompute
+from iqc.train.curriculum import MixtureSettings
 from iqc.train.layout import GIB, ROOM, Layout, check_layout, fits, memory, remedy
 from iqc.train.plan import numbers_of, picture, run_plan
 from iqc.train.predict import predict
@@ -23,9 +24,12 @@ CONTEXT = 131_072
 LENGTHS = {name: config.max_position_embeddings for name, config in PRESETS.items()}
 
 
-def plan(*inputs, gpus="", gib=0.0, layout=None, stage="pretrain", model="40b-loop", start=None, **asked) -> str:
+SHARED = {"engine": "deepspeed", "zero": 3, "context_ranks": 8, "micro_rows": 1, "recompute": "block"}
+
+
+def plan(*inputs, gpus="", gib=0.0, stage="pretrain", model="40b-loop", start=None, **asked) -> str:
     settings = TrainSettings(stage, model, start, **asked)
-    return run_plan(settings, [str(path) for path in inputs], numbers_of(gpus), gib, layout or Layout())
+    return run_plan(settings, [str(path) for path in inputs], numbers_of(gpus), gib)
 
 
 def addends(text: str) -> dict[str, tuple[int, str]]:
@@ -126,9 +130,12 @@ def test_layouts_that_cannot_be():
 @pytest.mark.parametrize(
     ("error", "match", "asked"),
     [
-        (IqcError, "for 6 GPUs", {"gpus": "6", "layout": Layout(context_ranks=4)}),
+        (IqcError, "for 6 GPUs", {"gpus": "6", "context_ranks": 4}),
         (IqcError, "a context of 262144", {"context": 262_144}),
         (IqcError, "for 32 ranks", {"gpus": "32"}),
+        (UsageError, "--zero is DeepSpeed's", {"gpus": "8", "zero": 3}),
+        (UsageError, "recompute 'x'", {"recompute": "x"}),
+        (UsageError, "--epochs -1", {"epochs": -1.0}),
         (UsageError, "--gpus 8,x", {"gpus": "8,x"}),
         (UsageError, "--gpus 0", {"gpus": "0"}),
         (UsageError, "no stage", {"stage": "x"}),
@@ -143,8 +150,7 @@ def test_refusals(error, match, asked):
 
 
 def test_one_layout():
-    asked = {"steps": 100, "micro_rows": 1, "recompute": "block", "context": CONTEXT}
-    text = plan(gpus="8", layout=Layout(context_ranks=8, zero=3), **asked)
+    text = plan(gpus="8", steps=100, context=CONTEXT, **SHARED)
     found = addends(text)
     assert found["weights"] == (9_948_674_080, "2 x 39794696320 / 8")
     assert found["inputs of blocks"] == (32768 * 160 * 5120, "32768 x 160 x 5120")
@@ -158,7 +164,7 @@ def test_one_layout():
 
 
 def test_a_table_of_layouts():
-    text = plan(gpus="8,16,512", layout=Layout(zero=3), stage="mid-128k")
+    text = plan(gpus="8,16,512", stage="mid-128k")
     rows = [line.split() for line in text.splitlines() if re.match(r" +\d+ +\d+ +\d+ +(block|mlp|none) ", line)]
     assert [row[0] for row in rows] == ["8"] * 4 + ["16"] * 5 + ["512"] * 7
     for row in rows:
@@ -176,9 +182,22 @@ def test_a_run_on_this_machine(room, monkeypatch):
     assert "It fits in the" in text and "only a GPU's was measured" in text
 
 
+def test_a_machine_that_is_too_small_is_not_told_of_gpus():
+    text = plan(model="40b")
+    assert "Bytes on the CPU" in text and "It does not fit in" in text
+    assert re.search(r"it would not fit with --micro-rows 1, --recompute block either: .* --gpus", text)
+
+
+def test_sources_and_their_shares(room):
+    rows = room.place / "sequences.zst"
+    asked = {"model": "nano", "steps": 100, "mixture": MixtureSettings({"code": 3.0, "chat": 1.0})}
+    text = plan(f"code={rows}", f"chat={rows}", **asked)
+    assert "Mixture     chat 25.0%, code 75.0%, from update 0" in text
+    assert "Updates     none: the starting weights are written" in plan(rows, model="nano", epochs=0.0)
+
+
 def test_a_gpu_of_another_size_and_of_none():
-    asked = {"micro_rows": 1, "recompute": "block", "context": CONTEXT, "layout": Layout(context_ranks=8, zero=3)}
-    assert "It fits in the 200 GiB of --gpu-gib" in plan(model="40b", gpus="8", gib=200, **asked)
+    assert "It fits in the 200 GiB of --gpu-gib" in plan(model="40b", gpus="8", gib=200, context=CONTEXT, **SHARED)
     text = plan(model="nano", gib=8)
     assert "Bytes on the GPU: bf16" in text and "nothing of this hidden size was measured" in text
 
