@@ -5,9 +5,9 @@ a kill: step (from 0), rate, loss (nats a predicted token), tokens (sum of their
 with experts balance, where held-out rows were scored valid_loss (by name for named rows), of several sources
 domain_loss by name and, where they changed, shares, and what losses add under names of their own.
 
-How long it took is never the same twice and goes to RUN/timings.jsonl: step; seconds since the update before, so that
-a checkpoint counts to the next one; tokens_per_second of the rows, padding not counted; flops_per_second, as `iqc model
-show` counts them, attention within documents; flops_share of the peak of all devices in bfloat16 (peaks.toml), where it
+How long it took is never the same twice and goes to RUN/timings.jsonl: step; seconds since the update before, with the
+checkpoint that follows it; tokens_per_second of the rows, padding not counted; flops_per_second, as `iqc model show`
+counts them, attention within documents; flops_share of the peak of all devices in bfloat16 (peaks.toml), where it
 is known; memory and memory_peak in bytes, of rank 0's device, or of its process on a CPU; waiting: for what, and for
 which share of the seconds. An update that a run repeats after a kill has two lines.
 """
@@ -149,6 +149,8 @@ class Meter:
         seconds, tokens, operations = map(sum, zip(*self.recent))
         parts = [f"{word} {metrics[key]:.3f}" for word, key in (("loss", "loss"), ("gradient", "grad_norm"))
                  if isinstance(metrics.get(key), float)]  # fmt: skip
+        if domains := metrics.get("domain_loss"):
+            parts.insert(1, "of " + ", ".join(f"{name} {loss:.3f}" for name, loss in domains.items()))
         speed = f"{tokens / seconds:,.0f} tokens/s"
         if self.peak:
             speed += f" ({operations / seconds / self.peak:.1%} of {self.peak / 1e12:,.0f} TFLOP/s, {self.device})"

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from iqc.tokens.loader import Batch
 from iqc.train import progress
 from iqc.train.progress import Meter, clock, peak_flops, work_of
 from iqc.train.ranks import Ranks
+from iqc.train.run import read_metrics
 
 ALONE = Ranks()
 METRICS = {"rate": 1e-3, "loss": 2.5, "tokens": 30.0, "grad_norm": 0.75}
@@ -112,6 +114,33 @@ def test_lines_on_standard_error(tmp_path, now, capsys):
     assert shown[-1].endswith(" 0 s left")
     assert len(run(40, first=30)) == 3 and len(run(3)) == 3 and run(40, quiet=True) == []
     assert len(run(100, first=95, seconds=50.0)) == 3  # after 100, 200 and, at the end, 250 seconds
+
+
+def test_losses_of_sources_are_in_the_line(tmp_path, capsys):
+    config, rows = ModelConfig(50, 24, 40, 2, 6, 2, 32), batch([20])
+    with Meter(config, "pretrain", 1, 0, ALONE, "fp32", tmp_path) as meter:
+        meter.update(0, METRICS | {"domain_loss": {"chat": 2.0, "code": 3.0}}, rows)
+    assert "loss 2.500, of chat 2.000, code 3.000, gradient 0.750" in capsys.readouterr().err
+
+
+def test_a_run_is_watched_and_its_metrics_do_not_know(room, tmp_path):
+    """A line an update, those that were done again too; what was computed is the same with and without."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    watched = room.train(tmp_path / "run", save_every=2, tensorboard=str(tmp_path / "tb"))
+    shutil.rmtree(watched / "step-00000004")
+    room.train(watched, save_every=2)
+    metrics = read_metrics(watched)
+    assert metrics == read_metrics(room.train(tmp_path / "plain"))
+    timings = lines(watched)
+    assert [line["step"] for line in timings] == [0, 1, 2, 3, 2, 3]
+    assert set(timings[1]["waiting"]) == {"data", "checkpoint"} and set(timings[0]["waiting"]) == {"data"}
+    assert all(0 <= share <= 1 for line in timings for share in line["waiting"].values())
+    assert timings[0]["tokens_per_second"] * timings[0]["seconds"] <= 4 * 64 + 1e-6  # rows of 64 tokens
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([line["loss"] for line in metrics])
 
 
 def test_a_slow_first_update_does_not_make_the_rest_look_long(tmp_path, now):
