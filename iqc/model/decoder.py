@@ -29,7 +29,7 @@ from iqc.kernels.zigzag import Shard
 from iqc.model.cache import Cache
 from iqc.model.config import ModelConfig
 from iqc.model.debug import check_finite, debugging
-from iqc.model.experts import Experts, balance_loss, norm_head
+from iqc.model.experts import Experts, norm_head, shared_balance
 from iqc.model.rotary import rotary, rotate
 
 KeyValue = tuple[Tensor, Tensor]
@@ -257,6 +257,7 @@ class Decoder(nn.Module):
         self.balance: float | Tensor = 0.0  # the load-balancing loss that `loss` added last, before its coefficient
         self.row_losses: Tensor | None = None  # [B], what each row added to the sum that `loss` gave last
         self.ring: Ring | None = None  # the ranks that share the rows of `loss`; None: this one has them whole
+        self.together: Callable[[Tensor], Tensor] | None = None  # adds up over the ranks that call `loss` at one time
         with torch.device("meta"):  # no memory, and no draw from the global random state
             self.model = Body(config)
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -334,7 +335,7 @@ class Decoder(nn.Module):
 
         In training mode `z_loss` times the squared log of the softmax's denominator is added to each token's loss, and
         a model with experts adds `router_aux_loss_coef` times the sum of weights times `balance`, the mean
-        load-balancing loss of its layers over these rows.
+        load-balancing loss of its layers over these rows; with `together`, its part of that over the rows of all ranks.
         """
         documents, shard = self.documents(tokens, lengths), None
         following = F.pad(tokens[:, 1:], (0, 1))
@@ -363,9 +364,9 @@ class Decoder(nn.Module):
             check_finite(total, "lm_head")
         if routers:
             real = documents.real.flatten() if documents.real is not None else None
-            balance = torch.stack([balance_loss(*router.routing, real) for router in routers if router.routing]).mean()
-            self.balance = balance.detach()
-            total = total + self.config.router_aux_loss_coef * w.sum() * balance
+            routings = [router.routing for router in routers if router.routing]
+            weight, part, self.balance = shared_balance(routings, real, w.sum(), self.together)
+            total = total + self.config.router_aux_loss_coef * weight * part
         return total, w.sum()
 
     def token_logprobs(

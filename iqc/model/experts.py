@@ -7,11 +7,15 @@ The router learns to spread tokens from the load-balancing loss of Switch Transf
 Transformers computes it for several experts a token. There is no router z-loss.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iqc.model.config import ModelConfig
+
+Routing = tuple[Tensor, Tensor]  # probabilities [N, E] and choices int64 [N, k]
 
 
 def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
@@ -51,7 +55,7 @@ class Experts(nn.Module):
         # The probabilities [N, E] and choices [N, k] of the first training forward after `routing` was set to None. The
         # forward of activation recompute comes later and leaves them alone: keeping its tensors would keep the
         # activations that recompute is there to drop.
-        self.routing: tuple[Tensor, Tensor] | None = None
+        self.routing: Routing | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden size] to the same."""
@@ -85,8 +89,30 @@ def balance_loss(probabilities: Tensor, chosen: Tensor, real: Tensor | None = No
     if real is not None:
         probabilities, chosen = probabilities[real], chosen[real]
     experts = probabilities.shape[-1]
-    load = choices(chosen, experts) / len(chosen)
+    load = choices(chosen, experts).to(probabilities.dtype) / len(chosen)
     return experts * (load * probabilities.mean(0)).sum()
+
+
+def shared_balance(
+    routings: Sequence[Routing], real: Tensor | None, weight: Tensor, together: Callable[[Tensor], Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of `balance_loss` over the layers, for the rows of all ranks at once, which `together` adds up, in
+    float64; None: of this one alone. routings: of each layer probabilities and choices; weight: of this rank's tokens.
+
+    Returns the weight of all ranks; what this rank's rows add to the mean, with gradients; and the mean.
+    """
+    if together is None:
+        balance = torch.stack([balance_loss(*routing, real) for routing in routings]).mean()
+        return weight, balance, balance.detach()
+    own = [(p, chosen) if real is None else (p[real], chosen[real]) for p, chosen in routings]
+    layers, experts, device = len(own), own[0][0].shape[-1], weight.device
+    counts = torch.stack([choices(chosen, experts) for _, chosen in own]).double()
+    amounts = torch.stack([torch.tensor(float(len(own[0][0])), device=device, dtype=torch.float64), weight.double()])
+    tokens, weights, *_ = sums = together(torch.cat([amounts, counts.flatten()]))
+    load = sums[2:].view(layers, experts) / tokens
+    parts = [experts * (row.to(p.dtype) * p.sum(0)).sum() / tokens.to(p.dtype) for row, (p, _) in zip(load, own)]
+    part = torch.stack(parts).mean()
+    return weights.to(weight.dtype), part, together(part.detach()).to(part.dtype)
 
 
 def norm_head(weight: Tensor) -> Tensor:

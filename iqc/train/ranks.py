@@ -87,7 +87,8 @@ class Ranks:
             dist.destroy_process_group()
             self._watch.leave()
         elif not self._watch.fail(error):
-            os._exit(1)  # another rank failed first, and says why
+            time.sleep(8 * BEAT)  # another rank failed first, and says why: launchers would not let it
+            os._exit(1)
 
     @property
     def main(self) -> bool:
