@@ -167,12 +167,12 @@ def read():
 
 @pytest.fixture(scope="session")
 def contents():
-    """What a file or directory holds, without what is hidden: name -> bytes."""
+    """What a file or directory holds, without what is hidden and how long it took: name -> bytes."""
 
     def of(path: Path) -> dict[str, bytes]:
         if path.is_file():
             return {"": path.read_bytes()}
-        found = (file for file in sorted(path.rglob("*")) if file.is_file())
+        found = (file for file in sorted(path.rglob("*")) if file.is_file() and file.name != "timings.jsonl")
         names = {str(file.relative_to(path)): file for file in found}
         shown = {name: file for name, file in names.items() if not any(p.startswith(".") for p in Path(name).parts)}
         return {name: file.read_bytes() for name, file in shown.items()}
@@ -228,6 +228,7 @@ def world(server, tmp_path_factory) -> Path:
     tokenizer = ["--tokenizer", place / "tokenizer"]
     make("head", "-n", 40, place / "fim.zst", *to("few.zst"))
     make("pack", place / "few.zst", *tokenizer, "--context", 384, *to("sequences.zst"))
+    make("head", "-n", 2, place / "sequences.zst", *to("held-out-rows.zst"))
     make("pack", place / "chats.zst", *tokenizer, "--context", 256, *to("chat-sequences.zst"))
     make("eval", "prompts", "tasks", "--data", place / "held-out.zst", *to("prompts.zst"))
     train = ["train", place / "sequences.zst", *tokenizer, "--steps", 4, "--batch-rows", 4]

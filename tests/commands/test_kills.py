@@ -32,8 +32,9 @@ COMMANDS = {
     "eval-run": ("eval run tasks --data {world}/held-out.zst --model {world}/run --max-new-tokens 8", "FILE"),
     "export": ("export {world}/run", "TREE"),
     "train": (
-        "train {world}/sequences.zst --tokenizer {world}/tokenizer --model tiny --steps 16 --batch-rows 2 "
-        "--micro-rows 1 --save-every 1",
+        "train a={world}/sequences.zst b={world}/sequences.zst --tokenizer {world}/tokenizer --model tiny --steps 16 "
+        "--batch-rows 2 --micro-rows 1 --save-every 1 --valid a={world}/held-out-rows.zst "
+        "--valid b={world}/held-out-rows.zst --valid-every 3 --adapt --reference a=1 --reference b=5",
         "RUN",
     ),
     "rl": (
