@@ -89,7 +89,9 @@ def memory(config: ModelConfig, context: int, layout: Layout, gpu: bool = True) 
     """`gpu`: with compiled blocks, and the head in the large parts that a GPU wants."""
     tokens, zero, precision = layout.tokens(context), layout.zero, layout.precision
     found = states(config, "zero" if zero and precision == "bf16" else precision, layout.gpus, zero)
-    offloaded = {"none": (), "optimizer": ("optimiser",), "all": ("optimiser", "weights")}[layout.offload]
+    offloaded = {"none": [], "optimizer": ["optimiser"], "all": ["optimiser", "weights"]}[layout.offload]
+    if offloaded and zero >= 2:  # the optimiser's part of them lies where the optimiser does
+        offloaded.append("gradients")
     each = 4 if precision == "fp32" else 2
     other: list[Addend] = []
     if zero and layout.gpus > 1:  # under way: gradients in two messages, weights of ZeRO-3
@@ -130,15 +132,15 @@ def remedy(config: ModelConfig, context: int, layout: Layout, gib: float, gpu: b
     for name, word, changed in _changes(layout, config, gpu):
         words[name], layout = word, changed
         if fits(config, context, changed, gib, gpu):
-            return "it would fit with " + ", ".join(words.values())
-    tried = f" with {', '.join(words.values())}" if words else ""
+            return "it would fit with " + ", ".join(filter(None, words.values()))
+    tried = f" with {', '.join(filter(None, words.values()))}" if words else ""
     return f"it would not fit{tried} either: take a shorter --context, or " + ("more memory" if gpu else "--gpus")
 
 
 def _changes(layout: Layout, config: ModelConfig, gpu: bool) -> Iterator[tuple[str, str, Layout]]:
     """(what is changed, the option, the layout so far)."""
     if layout.micro_rows > 1:
-        yield "micro", "--micro-rows 1", (layout := replace(layout, micro_rows=1))
+        yield "micro", "--micro-rows 1", (layout := replace(layout, micro_rows=1, accumulates=True))
     passes = config.loop_num * config.num_hidden_layers
     if layout.blocks + layout.mlps < passes:
         yield "recompute", "--recompute mlp", (layout := replace(layout, mlps=passes))
@@ -152,6 +154,9 @@ def _changes(layout: Layout, config: ModelConfig, gpu: bool) -> Iterator[tuple[s
     while layout.context_ranks < min(layout.gpus, 64) and layout.gpus % (2 * layout.context_ranks) == 0:
         layout = replace(layout, context_ranks=2 * layout.context_ranks)
         yield "context", f"--context-ranks {layout.context_ranks}", layout
+    for offload in ("optimizer", "all") if layout.zero == 3 and layout.offload == "none" else ():
+        yield "offload", f"--offload {offload}", replace(layout, offload=offload)
+    yield "offload", "", layout  # slow: other GPUs are better
     while layout.gpus < 1024:
         yield "gpus", f"{2 * layout.gpus} GPUs", (layout := replace(layout, gpus=2 * layout.gpus))
         if layout.zero < 3:

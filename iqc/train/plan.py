@@ -32,7 +32,7 @@ COLUMNS = """\
 ASSUMED = """\
   Assumed: products and attention as fast as measured on one H200 (iqc/train/measured.toml); a document fills its row;
   keys, values, weights and gradients travel meanwhile, over {nvlink} GB/s into each of up to {node} GPUs (NVLink,
-  measured) and over {network} beyond. Offloading is not in the speed. Nothing of this was measured on several GPUs."""
+  measured) and over {network} beyond. Nothing of this was measured on several GPUs."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -219,7 +219,8 @@ def one_layout(config: ModelConfig, context: int, layout: Layout, room: Room) ->
         lines.append("  " + remedy(config, context, layout, room.gib, gpu))
     seconds, speed = predict(config, context, layout), tokens_per_second(config, context, layout)
     if not room.gpus or not seconds or not speed:
-        why = "nothing of this hidden size was measured" if room.gpus else "only a GPU's was measured"
+        why = "nothing of this hidden size was measured" if layout.offload == "none" else "offloading was not measured"
+        why = why if room.gpus else "only a GPU's was measured"
         return [*lines, "", f"No speed is predicted: {why}."]
     late = {"keys and values": seconds.ring, "weights and gradients": seconds.zero}
     waits = "".join(f", waiting for {name} {spent:.2f}" for name, spent in late.items() if spent >= 0.005)

@@ -66,9 +66,10 @@ def link(gpus: int) -> float:
 
 
 def predict(config: ModelConfig, context: int, layout: Layout) -> Seconds | None:
-    """A micro-batch of rows of `context` tokens; None where nothing of that hidden size was measured."""
+    """A micro-batch of rows of `context` tokens; None where nothing of that hidden size was measured, and for what is
+    offloaded, which was not measured either."""
     rate = product_rate(config.hidden_size)
-    if rate is None:
+    if rate is None or layout.offload != "none":
         return None
     tokens, passes = layout.tokens(context), config.loop_num * config.num_hidden_layers
     blocks, _, head = (tokens * addend.value for addend in flops(config, context))

@@ -69,6 +69,7 @@ def test_attention_between_measured_lengths():
 def test_small_models_are_not_predicted():
     assert predict(preset("nano"), 512, Layout()) is None
     assert tokens_per_second(preset("nano"), 512, Layout()) is None
+    assert predict(preset("7b"), 512, Layout()) and predict(preset("7b"), 512, Layout(offload="optimizer")) is None
 
 
 def test_recompute_is_forward_again():
