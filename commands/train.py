@@ -153,7 +153,11 @@ def train(
     ] = None,
     recompute: Annotated[
         str,
-        typer.Option("--recompute", metavar="WHAT", help="To save memory: mlp, block, or with counts block:2,mlp:10."),
+        typer.Option(
+            "--recompute",
+            metavar="WHAT",
+            help="To save memory: mlp, block, or with counts block:2,mlp:10; with tile:8192 MLPs by so many tokens.",
+        ),
     ] = "none",
     ema: Annotated[
         float,

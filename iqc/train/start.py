@@ -28,7 +28,7 @@ def check_numbers(settings: TrainSettings) -> Recompute:
     try:
         return Recompute.parse(settings.recompute)
     except ValueError as error:
-        raise UsageError(str(error), remedy="--recompute mlp, or block:2,mlp:10") from None
+        raise UsageError(str(error), remedy="--recompute mlp, or block:2,mlp:10, or block,tile:8192") from None
 
 
 def row_length(settings: TrainSettings, stage: TrainingStage, config: ModelConfig) -> int:

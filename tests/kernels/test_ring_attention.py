@@ -1,5 +1,6 @@
 """Attention over a ring of ranks against the whole rows in one place, float64: values and every gradient."""
 
+import threading
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from iqc.kernels import causal_attention as of_rows
 from iqc.kernels import packed_attention, partial_attention
+from iqc.kernels import ring_attention as ring_module
 from iqc.kernels.causal_attention import causal_attention
 from iqc.kernels.documents import Documents
 from iqc.kernels.loop_attention import loop_attention
@@ -163,6 +165,53 @@ def test_messages_are_what_the_layout_says(on_ring):
     held, tail = token * width // ranks, token * (window - 1)
     ends = [1, 2, 2, 1]  # of the first rank's two tails one goes nowhere, of the last's one stays
     assert on_ring(ranks, work) == [(3 * held + n * tail, (3 + 4) * held + n * tail) for n in ends]
+
+
+def test_the_next_keys_are_on_their_way_while_others_are_attended_to(on_ring, monkeypatch):
+    """A transfer of keys begins before each part's attention and is waited for after it, in backward too; there the
+    gradients of a part travel during the next one."""
+    log: dict[int, list[str]] = {0: [], 1: [], 2: []}
+    here = threading.local()
+
+    def noted(name):
+        function = getattr(ring_module, name)
+
+        def call(*args):
+            log[here.rank].append(name)
+            return function(*args)
+
+        monkeypatch.setattr(ring_module, name, call)
+
+    for name in ("causal_forward", "full_forward", "causal_backward", "full_backward"):
+        noted(name)
+    inputs, grad = tensors(1, 60)
+
+    def work(ring):
+        here.rank, transfer, sizes = ring.rank, ring.transfer, []
+
+        def told(sends, receives):
+            sizes.append(len(sizes))
+            number, wait = sizes[-1], transfer(sends, receives)
+            log[ring.rank].append(f"send {number}")
+
+            def waited():
+                log[ring.rank].append(f"wait {number}")
+                wait()
+
+            return waited
+
+        ring.transfer = told
+        shard = Shard(Documents.from_lengths(None, 1, 60), ring)
+        own = [shard.take(x).requires_grad_() for x in inputs[:3]]
+        torch.autograd.grad(ring_attention(*own, shard), own, shard.take(grad))
+
+    on_ring(3, work)
+    forward = "send 0, causal_forward, wait 0, send 1, full_forward, wait 1, full_forward"
+    keys = (
+        "send 2, causal_backward, send 3, wait 2, send 4, full_backward, wait 3, send 5, wait 4, full_backward, wait 5"
+    )
+    for said in log.values():
+        assert ", ".join(said) == f"{forward}, {keys}, send 6, wait 6"
 
 
 def test_memory_kept_for_backward_falls_with_the_ranks(on_ring):
