@@ -67,6 +67,7 @@ NEEDED = {
 }
 OPTIONAL = {
     "ray": ("ray", "--ray ADDRESS", "pip install 'iqc[ray]'"),
+    "deepspeed": ("deepspeed", "--engine deepspeed", "pip install 'iqc[deepspeed]'"),
     "tensorboard": ("tensorboard", "--tensorboard DIR", "pip install 'iqc[tensorboard]'"),
     "transformers": ("transformers", "loading exported models, and the tests that do", "pip install transformers"),
 }
