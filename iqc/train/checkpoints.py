@@ -117,10 +117,9 @@ def load_pieces(model: Decoder, optimizer: torch.optim.Optimizer, stored: "Store
                 optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
 
 
-def checkpoint_bytes(model: Decoder, averaged: bool = False) -> int:
+def checkpoint_bytes(config: ModelConfig, dtype: torch.dtype, averaged: bool = False) -> int:
     """At most: weights, two moments (Muon keeps one of a matrix), and an average of the weights in float32."""
-    state = 3 * model.lm_head.weight.dtype.itemsize + (4 if averaged else 0)
-    return parameter_count(model.config) * state  # by formula: an engine may have cut the tensors
+    return parameter_count(config) * (3 * dtype.itemsize + (4 if averaged else 0))
 
 
 class Layout:

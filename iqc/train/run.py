@@ -40,7 +40,7 @@ from iqc.train.saver import Saver, sha256, unwritable
 STATE, LINEAGE, METRICS = "run.json", "lineage.json", "metrics.jsonl"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 T = TypeVar("T")
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 KEPT = 2  # checkpoints: the newest, and one to go back to
 
 
@@ -190,8 +190,8 @@ class Run:
         wanted, free = saves * size - held, shutil.disk_usage(self.directory).free
         if wanted > free:
             raise IqcError(
-                f"{free / GIB:.2f} GiB of disk are free for {saves} checkpoints of {size / GIB:.2f} GiB, "
-                f"{held / GIB:.2f} of them written",
+                f"{in_words(free)} of disk are free for {saves} checkpoints of {in_words(size)}, {in_words(held)} of "
+                "them written",
                 where=str(self.directory),
                 remedy="make room, or name an -o on a larger disk",
             )
@@ -287,6 +287,10 @@ class Run:
             link.unlink(missing_ok=True)
             link.symlink_to(target)  # relative: the run can be moved
             link.replace(place)
+
+
+def in_words(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"
 
 
 def damage(path: Path) -> str | None:

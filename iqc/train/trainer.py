@@ -39,7 +39,7 @@ from iqc.train.losses import Loss, make_loss
 from iqc.train.progress import Meter
 from iqc.train.ranks import Ranks
 from iqc.train.run import Run, find_checkpoint, lineage_inputs, weights_digest
-from iqc.train.settings import INDECISIVE, TrainSettings
+from iqc.train.settings import INDECISIVE, PRECISIONS, TrainSettings
 from iqc.train.sources import Sources, check_asked, open_held_out, open_sources
 from iqc.train.stages import TABLE, TrainingStage, learning_rate, mixture_weights, peak_rate
 from iqc.train.stages import stage as find_stage
@@ -107,7 +107,7 @@ def train(
         if ranks.device.type == "cuda":
             compile_blocks(model)
         loss = make_loss(stage, lambda: starting_model(settings, stage, tokenizer)[0].to(ranks.device), ranks.context)
-        size = checkpoint_bytes(model, averaged=bool(settings.ema))
+        size = checkpoint_bytes(config, PRECISIONS[precision][0], averaged=bool(settings.ema))
         engine = make_engine(settings, model, peak, precision, ranks)
         guard = Guard(settings, engine, ledger, data.batch_of, run.directory, run.newest)
         average = Ema(settings.ema, engine.pieces()) if settings.ema else None

@@ -110,8 +110,10 @@ def prepare(place: Path) -> tuple[Path, Path]:
 
 def wait_for(child: Killed, run: Path, count: int) -> None:
     """Until there are more lines of metrics than that, or the run is done."""
-    until = time.monotonic() + LIMIT
-    while len(lines(run)) <= count and child.process.poll() is None:
+    seen, until = -1, 0.0
+    while (now := len(lines(run))) <= count and child.process.poll() is None:
+        if now != seen:
+            seen, until = now, time.monotonic() + LIMIT
         if time.monotonic() > until:
             child.kill(None)
             raise SystemExit(f"no update for {LIMIT} s:\n{child.log.read_text()}")

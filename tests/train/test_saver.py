@@ -213,11 +213,11 @@ def test_an_error_is_not_lost_at_the_end_and_hides_no_other(tmp_path, monkeypatc
 
 
 def test_too_little_room_is_said_before_the_first_update(tmp_path, room, monkeypatch):
-    size = checkpoint_bytes(Decoder(ModelConfig(400, 32, 64, 2, 4, 2, 64, loop_num=2, loop_window_size=16)))
+    size = checkpoint_bytes(ModelConfig(400, 32, 64, 2, 4, 2, 64, loop_num=2, loop_window_size=16), torch.float32)
     usage = namedtuple("usage", "total used free")
     free = size
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, free))
-    with pytest.raises(IqcError, match=r"GiB of disk are free for 3 checkpoints of 0\.00 GiB") as caught:
+    with pytest.raises(IqcError, match=r"0\.5 MiB of disk are free for 3 checkpoints of 0\.5 MiB, 0\.0 MiB") as caught:
         room.train(tmp_path / "run", save_every=1)
     assert "-o" in caught.value.remedy and read_metrics(tmp_path / "run") == []
     room.train(tmp_path / "run")  # one at the end
