@@ -301,8 +301,8 @@ class Decoder(nn.Module):
         return Documents.from_lengths(lengths, batch, length, device=tokens.device)
 
     def shard(self, documents: Documents, ring: Ring) -> Shard:
-        if self.config.num_experts:  # the load-balancing loss is of whole rows
-            raise IqcError("experts with context ranks", remedy="--context-ranks 1")
+        if self.config.num_experts and self.training and self.together is None:
+            raise ValueError("experts are balanced over whole rows: give the model `together` beside a ring")
         return Shard(documents, ring, self.config.loop_window_size if self.config.loop_num > 1 else 1)
 
     def forward(self, tokens: Tensor, lengths: Sequence[Sequence[int]] | None = None) -> Tensor:
@@ -363,9 +363,11 @@ class Decoder(nn.Module):
         if debugging():
             check_finite(total, "lm_head")
         if routers:
-            real = documents.real.flatten() if documents.real is not None else None
+            real = (shard or documents).real
             routings = [router.routing for router in routers if router.routing]
-            weight, part, self.balance = shared_balance(routings, real, w.sum(), self.together)
+            weight, part, self.balance = shared_balance(
+                routings, None if real is None else real.flatten(), w.sum(), self.together
+            )
             total = total + self.config.router_aux_loss_coef * weight * part
         return total, w.sum()
 

@@ -102,7 +102,7 @@ def train(
         ledger = Ledger(ranks)
         if ranks.context > 1:
             model.ring = ProcessRing(ranks.context_group, ledger if settings.audit_every else None)
-        if ranks.data_ranks > 1 and model.config.num_experts:
+        if ranks.size > 1 and model.config.num_experts:
             model.together = ranks.sum
         if ranks.device.type == "cuda":
             compile_blocks(model)

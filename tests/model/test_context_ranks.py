@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from iqc.errors import IqcError
 from iqc.model.config import extend_context
 from iqc.model.decoder import Recompute
 
@@ -24,6 +23,14 @@ def gradients(model, rows, ring=None):
     """(loss, weight, gradients by name) of this rank."""
     model = copy.deepcopy(model)
     model.ring = ring
+
+    def together(own):
+        others = [rank for rank in range(ring.size) if rank != ring.rank]
+        came = [torch.empty_like(own) for _ in others]
+        ring.transfer([(own, rank) for rank in others], list(zip(came, others)))()
+        return own + sum(came)
+
+    model.together = together if ring is not None else None
     loss, weight = model.loss(*rows)
     loss.backward()
     return loss.detach(), weight, {name: p.grad for name, p in model.named_parameters()}
@@ -104,10 +111,15 @@ def test_documents_stay_apart_whoever_holds_them(tiny, on_ring):
     assert found[0] == pytest.approx(found[1], abs=1e-12)
 
 
-def test_experts_are_refused(tiny, on_ring):
-    model = tiny(1, 3, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8)
-    with pytest.raises(IqcError, match="experts with context ranks"):
-        on_ring(2, lambda ring: gradients(model, (torch.zeros(1, 8, dtype=torch.int64),), ring))
+@pytest.mark.parametrize("recompute", ["none", "block,tile:8"])
+def test_experts_are_balanced_over_whole_rows(tiny, on_ring, recompute):
+    model = tiny(1, 3, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8).train()
+    model.config.router_aux_loss_coef = 0.5
+    model.model.recompute = Recompute.parse(recompute)
+    compare(on_ring, 3, model, packed_rows([[9, 13, 2], [20]], 3, 0))
+    with pytest.raises(ValueError, match="give the model `together`"):
+        model.ring = on_ring(1, lambda ring: ring)[0]
+        model.loss(torch.zeros(1, 8, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("tile", [1, 5, 8, 1000])
