@@ -42,10 +42,13 @@ class TrainingStage:
 
     def asked(self) -> dict[str, str]:
         """What of the row decides the result of a run beside its context, to be recorded: another is another run."""
-        shape = (f"{name} {getattr(self, name):g}" for name in ("rate", "warmup", "decay", "tail", "floor"))
+
+        def text(kind: str, *names: str) -> str:
+            return " ".join([kind, *(f"{name} {getattr(self, name):g}" for name in names if getattr(self, name))])
+
         terms = ("beta", "sft") if self.loss == "dpo" else ("z_loss",)
-        loss = [self.loss, *(f"{name} {getattr(self, name):g}" for name in terms if getattr(self, name))]
-        return {"schedule": ", ".join([self.schedule, *shape]), "loss": ", ".join(loss)}
+        schedule = text(self.schedule, "rate", "warmup", "decay", "tail", "floor")
+        return {"schedule": schedule, "loss": text(self.loss, *terms)}
 
     def allowed(self) -> tuple[str, ...]:
         """The stages whose checkpoints it starts from: a stage goes on from its own, too."""

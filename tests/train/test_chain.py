@@ -3,6 +3,7 @@ one is made of leads back to the raw text of each."""
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -88,6 +89,17 @@ def test_lineage_goes_back_to_the_raw_text_of_every_stage(room, chain):
             break
         node = nodes[before[0]["stage"]]
     assert seen == BRANCH[::-1]
+
+
+def test_a_stage_may_stretch_the_context_by_yarn(chain):
+    row = replace(ROWS["mid-128k"], yarn=2.0)
+    settings = TrainSettings("mid-128k", None, str(chain["mid-32k"]))
+    for asked, factor in ((settings, 2), (replace(settings, yarn=4.0), 4)):  # --yarn goes before it
+        found = starting_config(asked, row)[0]
+        assert found.max_position_embeddings == factor * CONTEXT and found.rope_scaling["factor"] == factor
+    assert starting_config(settings, ROWS["mid-128k"])[0].rope_scaling is None
+    with pytest.raises(UsageError, match="stretches a trained model"):
+        starting_config(TrainSettings("pretrain", "tiny", None), replace(ROWS["pretrain"], yarn=2.0))
 
 
 def test_every_wrong_start_is_refused_by_name(chain):

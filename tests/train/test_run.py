@@ -107,8 +107,8 @@ def test_changed_settings_are_refused_by_name(room, run):
 def test_a_stage_that_was_changed_is_another_run(room, run, tmp_path):
     table = tmp_path / "mine.toml"
     for old, new, what in (
-        ("z_loss = 1e-4", "z_loss = 0.0", r"loss: next-token, z_loss 0\.0001, now next-token"),
-        ("warmup = 0.05", "warmup = 0.1", "schedule: wsd, rate 1, warmup 0.05"),
+        ("z_loss = 1e-4", "z_loss = 0.0", r"loss: next-token z_loss 0\.0001, now next-token"),
+        ("warmup = 0.05", "warmup = 0.1", "schedule: wsd rate 1 warmup 0.05"),
     ):
         table.write_text(TABLE.read_text().replace(old, new, 1))
         with pytest.raises(IqcError, match=what):
