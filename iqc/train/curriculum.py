@@ -40,6 +40,14 @@ class MixtureSettings:
     least: float = 0.01  # share of the run that a source keeps when weights are adapted
     most: float = 1.0
 
+    def decisive(self, held_out: Mapping[str, str | None]) -> dict:
+        """What of it decides the rows of a run, with the digests of the held-out ones where weights follow them."""
+        found: dict = {"weights": self.weights, "replay": self.replay, "phases": self.phases}
+        if self.adapt:
+            found |= {"valid_every": self.valid_every, "reference": self.reference, "held_out": held_out}
+            found |= {"least": self.least, "most": self.most}
+        return {name: value for name, value in found.items() if value not in ({}, [])}
+
 
 def with_weights(asked: MixtureSettings, names: Iterable[str], weights: Mapping[str, float]) -> MixtureSettings:
     """With these weights, those of a stage, where none are asked for and they have all sources that do not replay."""

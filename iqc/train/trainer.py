@@ -84,7 +84,7 @@ def train(
         "precision": precision,
         "config": config.to_hf(),
         "data": sources.asked(),
-        "mixture": asdict(mixture) | {"held_out": digests} if sources.named else None,
+        "mixture": mixture.decisive(digests) if sources.named else None,
         "ema": settings.ema or None,
     }
     asked |= stage.asked()

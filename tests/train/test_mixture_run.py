@@ -77,4 +77,7 @@ def test_the_mixture_of_a_stage_is_taken_where_sources_have_its_names(room, name
     lineage = orjson.loads((find_checkpoint(run) / "lineage.json").read_bytes())
     stage = lineage["stages"][lineage["stage"]]
     assert [source["label"] for source in stage["inputs"]] == ["file", "math"]
-    assert stage["options"]["mixture"]["weights"] == {"file": 20, "math": 5}
+    assert stage["options"]["mixture"] == {"weights": {"file": 20, "math": 5}}
+    whole = (find_checkpoint(run) / "run.json").read_bytes()
+    room.train(tmp_path / "run", data=sources, steps=1, valid=named)  # what is measured decides nothing
+    assert (find_checkpoint(run) / "run.json").read_bytes() == whole
