@@ -94,7 +94,8 @@ class Data:
         return self._ahead.ask(lambda: self._make(update, rank))
 
     def start(self, measure: Measure) -> None:
-        """Before the first update of a process: the losses to adapt the weights towards, where none are known."""
+        """Before the first update of a process, and after `load`: the losses to adapt towards, where none are known."""
+        self._record()
         if self.asked.adapt and self.steps and not self.reference:
             self.reference = {name: measure(self.held_out[name]) for name in self._adapted()}
 
@@ -117,6 +118,7 @@ class Data:
             made = event(updates, self.domains, proportions([shares[name] for name in self.domains]))
             self.events = [*self.events, made | {"valid_loss": losses, "reference": self.reference}]
             self._follow()
+            self._record()
             metrics["shares"] = made["shares"]
         return metrics
 
@@ -132,6 +134,9 @@ class Data:
         self._known = self.steps
         if self.asked.adapt:
             self._known = min(self.steps, self.events[-1]["update"] + self.asked.valid_every)
+
+    def _record(self) -> None:
+        """Write all events anew: what a killed process left, or updates that are done again, are not in them."""
         if self.directory is not None:
             lines = b"".join(orjson.dumps(made) + b"\n" for made in self.events)
             write_file(self.directory / EVENTS, lines)

@@ -156,6 +156,8 @@ def test_a_rank_reads_its_own_rows_alone(place, monkeypatch):
 def test_phases_have_sources_of_their_own_and_replay_has_its_share_in_all(place, tmp_path):
     asked = MixtureSettings(replay={"chat": 0.25}, phases=["0.4:code", "0.4:code,math=3", "0.2:math"])
     with opened(place, asked=asked, steps=50, batch_rows=8, directory=tmp_path) as data:
+        assert not list(tmp_path.iterdir())  # the run may be refused yet
+        data.start(lambda dataset: 0.0)
         given = [np.bincount(data.batch(update).domains, minlength=3) for update in range(50)]
     sums = [np.sum(given[start:end], axis=0) for start, end in ((0, 20), (20, 40), (40, 50))]
     assert np.abs(np.array(sums) - [[40, 120, 0], [40, 30, 90], [20, 0, 60]]).max() <= 1
