@@ -136,7 +136,7 @@ class Meter:
                     self.board.add_scalar(tag, value, step)
         if self.bar is not None:
             self.bar.set_postfix_str(self.text(metrics, timings), refresh=False)
-            self.bar.update()
+            self.bar.update(step + 1 - self.bar.n)  # updates that were passed over count
         elif self.said and (
             (step + 1) % max(1, self.steps // LINES) == 0 or step + 1 == self.steps or now - self.line >= EVERY
         ):
