@@ -19,7 +19,8 @@ def names(requirements: list[str]) -> set[str]:
 def test_the_tables_are_those_of_the_project(repo):
     project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
     assert set(doctor.NEEDED) == names(project["dependencies"])
-    extras = {name for key in ("ray", "deepspeed", "tensorboard") for name in names(project["optional-dependencies"][key])}
+    optional = project["optional-dependencies"]
+    extras = {name for key in ("ray", "deepspeed", "tensorboard") for name in names(optional[key])}
     assert extras <= set(doctor.OPTIONAL)
 
 
