@@ -168,7 +168,7 @@ class Trial:
                         self.prelude()
                 else:
                     during = spoil
-        self.audit.seal = None
+        self.audit.seal = {}
         self.audit.applied(step - 1)
         if at_rest and here:
             at_rest(engine, draw)

@@ -56,7 +56,7 @@ class Audit:
     def forget(self) -> None:
         """Of an earlier update; after weights were loaded."""
         self.ledger.clear()
-        self.seal: Tensor | None = None  # of memory, when the next update is audited
+        self.seal: dict[str, Tensor] = {}  # of memory, when the next update is audited
         self.begun: dict[str, Tensor] = {}  # fingerprints of this update
         self.failed: tuple[int, dict[str, list[list[int]]]] | None = None  # an update that was not applied: its tables
 
@@ -75,8 +75,7 @@ class Audit:
         self.begun = {}
         if not self.audited(step):
             return accumulate(batch)
-        if self.seal is None:
-            self.seal = self._memory()
+        self.seal = self.seal or self._memory()
         if self.elsewhere(step):
             assert self.rows is not None
             other = self.rows(step, (self.ranks.data_rank + 1) % self.ranks.data_ranks)
@@ -100,7 +99,9 @@ class Audit:
             begun["gradients"] = self._reduced()
         wrong = torch.zeros((), dtype=torch.int64, device=device)
         if self.audited(step):
-            begun["memory"] = self._memory()
+            now = self._memory()
+            self.seal = {name: value for name, value in self.seal.items() if name in now}
+            begun["memory"], begun["sealed"] = (torch.stack([d[name] for name in self.seal]) for d in (now, self.seal))
             for one, other in self._pairs():
                 wrong = wrong + (one != other).any()
         nothing = torch.zeros(0, dtype=torch.int64, device=device)
@@ -128,7 +129,7 @@ class Audit:
     def applied(self, step: int) -> None:
         """After the update was applied: what memory must still hold when an audited one follows."""
         if self.every:
-            self.seal = self._memory() if self.audited(step + 1) else None
+            self.seal = self._memory() if self.audited(step + 1) else {}
 
     def _findings(self, step: int, table: list[list[int]]) -> list[Finding]:
         """table[rank]: the summaries of `check`. Where any differ, the ranks look closer together."""
@@ -166,7 +167,7 @@ class Audit:
         kinds = [
             ("recomputation", self.recorder.names, "is another when computed again"),
             ("reduction", self._gradient_names(), "is another when reduced again"),
-            ("memory", list(held(self.engine)), "changed in memory between updates"),
+            ("memory", list(self.seal), "changed in memory between updates"),
         ]
         mine = []
         for (check, names, what), (one, other) in zip(kinds, self._pairs()):
@@ -178,18 +179,16 @@ class Audit:
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
         """On an audited update: what must be equal within a rank."""
-        begun, seal = self.begun, self.seal
-        assert seal is not None
-        reduced = (begun["gradients"], begun["reduced again"])
-        return [(begun["once"], begun["again"]), reduced, (begun["memory"], seal)]
+        pairs = ("once", "again"), ("gradients", "reduced again"), ("memory", "sealed")
+        return [(self.begun[one], self.begun[other]) for one, other in pairs]
 
     def _tables(self) -> dict[str, list[list[int]]]:
         """What is computed anew when the update is repeated, by rank."""
         kept = ["once", "again", "elsewhere"] + ["gradients"] * self.gradients_are_shared
         return {key: self.ranks.gather(self.begun[key]).tolist() for key in kept if key in self.begun}
 
-    def _memory(self) -> Tensor:
-        return torch.stack([fingerprint(tensor).to(self.ranks.device) for tensor in held(self.engine).values()])
+    def _memory(self) -> dict[str, Tensor]:
+        return {name: fingerprint(tensor).to(self.ranks.device) for name, tensor in held(self.engine).items()}
 
     def _reduced(self) -> Tensor:
         return fingerprints(gradient for _, gradient in self.engine.gradients())
@@ -210,8 +209,8 @@ def held(engine: Any) -> dict[str, Tensor]:
     for name, parameter in engine.model.named_parameters():
         if hasattr(parameter, "ds_tensor"):
             found[f"shard of {name}"] = parameter.ds_tensor
-        if not hasattr(parameter, "ds_tensor") or whole(engine, parameter):
-            found[name] = parameter
+        if not hasattr(parameter, "ds_tensor") or (whole(engine, parameter) and parameter.numel()):
+            found[name] = parameter  # ZeRO-3 puts small ones together in the first forward pass, and leaves them so
         names[parameter] = name
     for number, (parameter, state) in enumerate(engine.optimizer.state.items()):
         name = names.get(parameter, f"partition {number}")
