@@ -34,6 +34,8 @@ class Layout:
     blocks: int = 0
     mlps: int = 0
     tile: int = 0  # tokens of an MLP at a time; 0: all
+    average: bool = False  # of the weights, iqc.train.ema
+    reference: bool = False  # a second model, iqc.train.dpo
     accumulates: bool = False  # whether an update takes several micro-batches
 
     @property
@@ -89,13 +91,22 @@ def memory(config: ModelConfig, context: int, layout: Layout, gpu: bool = True) 
     """`gpu`: with compiled blocks, and the head in the large parts that a GPU wants."""
     tokens, zero, precision = layout.tokens(context), layout.zero, layout.precision
     found = states(config, "zero" if zero and precision == "bf16" else precision, layout.gpus, zero)
-    offloaded = {"none": [], "optimizer": ["optimiser"], "all": ["optimiser", "weights"]}[layout.offload]
+    count = parameter_count(config)
+    if layout.average:
+        found.append(Addend("moving average", f"4 x {count} / {layout.gpus}", -(-4 * count // layout.gpus)))
+    if layout.reference:
+        width = 2 if precision == "bf16-pure" or (zero and precision == "bf16") else 4  # that of the model's weights
+        found.append(Addend("reference model", f"{width} x {count}", width * count))
+    offloaded = {
+        "none": [],
+        "optimizer": ["optimiser", "moving average"],
+        "all": ["optimiser", "moving average", "weights"],
+    }[layout.offload]
     if offloaded and zero >= 2:  # the optimiser's part of them lies where the optimiser does
         offloaded.append("gradients")
     each = 4 if precision == "fp32" else 2
     other: list[Addend] = []
     if zero and layout.gpus > 1:  # under way: gradients in two messages, weights of ZeRO-3
-        count = parameter_count(config)
         bucket, live = min(BUCKET, count), min(LIVE, count)
         other.append(Addend("buckets", f"2 x {each} x {bucket}", 2 * each * bucket))
         if zero == 3:

@@ -94,6 +94,8 @@ def run_plan(settings: TrainSettings, inputs: list[str], gpus: Sequence[int], gi
         blocks=blocks,
         mlps=min(recompute.mlps, passes - blocks),
         tile=recompute.tile,
+        average=settings.ema > 0,
+        reference=stage.loss == "dpo",
     )
     lines = [
         f"Stage       {stage.name}: {stage.text}",

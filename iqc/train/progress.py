@@ -147,7 +147,7 @@ class Meter:
     def text(self, metrics: dict[str, Any], timings: dict[str, Any]) -> str:
         """Loss, gradient and speed in a line; speeds are means of the last updates."""
         seconds, tokens, operations = map(sum, zip(*self.recent))
-        parts = [f"{word} {metrics[key]:.3f}" for word, key in (("loss", "loss"), ("gradient", "grad_norm"))
+        parts = [f"{word} {metrics[key]:.3f}" for word, key in (("loss", "loss"), ("gradient norm", "grad_norm"))
                  if isinstance(metrics.get(key), float)]  # fmt: skip
         if domains := metrics.get("domain_loss"):
             parts.insert(1, "of " + ", ".join(f"{name} {loss:.3f}" for name, loss in domains.items()))
@@ -182,7 +182,8 @@ def memory_of(device: torch.device) -> tuple[int, int]:
         return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize(), most
+        now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        return now, max(now, most)  # two counts, which differ by some pages
     except OSError:  # no Linux
         return most, most
 

@@ -62,6 +62,14 @@ def test_the_sums_of_the_anchors_at_128k_on_eight_gpus():
         assert (found.total - over) / GIB == pytest.approx(gib, rel=0.05)
 
 
+def test_an_average_is_divided_and_a_reference_is_whole():
+    text = plan(gpus="8", stage="dpo", ema=0.999, **SHARED)
+    values = addends(text)
+    assert values["moving average"] == (19_897_348_160, "4 x 39794696320 / 8")
+    assert values["reference model"] == (79_589_392_640, "2 x 39794696320")
+    assert "moving average" not in addends(plan(gpus="8", **SHARED))
+
+
 def test_tiles_leave_of_the_widest_a_part():
     config, layout = preset("40b-loop"), Layout(8, 8, 3, blocks=160, accumulates=True)
     whole, tiled = (memory(config, CONTEXT, replace(layout, tile=tile)) for tile in (0, 2048))

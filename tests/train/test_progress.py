@@ -107,8 +107,8 @@ def test_lines_on_standard_error(tmp_path, now, capsys):
     shown = run(40)
     assert len(shown) == 10
     assert re.fullmatch(
-        r"iqc train: pretrain: update 4/40, loss 2\.500, gradient 0\.750, 20 tokens/s, [\d.]+ GiB, at most [\d.]+, "
-        r"25\.0% waiting for data, 1 min 12 s left",
+        r"iqc train: pretrain: update 4/40, loss 2\.500, gradient norm 0\.750, 20 tokens/s, [\d.]+ GiB, "
+        r"at most [\d.]+, 25\.0% waiting for data, 1 min 12 s left",
         shown[0],
     )
     assert shown[-1].endswith(" 0 s left")
@@ -120,7 +120,7 @@ def test_losses_of_sources_are_in_the_line(tmp_path, capsys):
     config, rows = ModelConfig(50, 24, 40, 2, 6, 2, 32), batch([20])
     with Meter(config, "pretrain", 1, 0, ALONE, "fp32", tmp_path) as meter:
         meter.update(0, METRICS | {"domain_loss": {"chat": 2.0, "code": 3.0}}, rows)
-    assert "loss 2.500, of chat 2.000, code 3.000, gradient 0.750" in capsys.readouterr().err
+    assert "loss 2.500, of chat 2.000, code 3.000, gradient norm 0.750" in capsys.readouterr().err
 
 
 def test_a_run_is_watched_and_its_metrics_do_not_know(room, tmp_path):
