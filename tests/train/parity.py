@@ -1,26 +1,31 @@
 """The worker of test_parity.py, one of several ranks: every engine against one process that computes all rows.
 
-    torchrun ... tests/train/parity.py full|quick
+    torchrun ... tests/train/parity.py full|quick ASKED
 
-Prints a JSON line: by engine the greatest differences of loss and gradient norm over the updates.
+Prints a JSON line: by engine the greatest differences of loss and gradient norm over the updates. Before, it goes on
+with a run of `iqc train`: ASKED, JSON.
 """
 
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 
-from iqc.model.config import ModelConfig
+from iqc.model.compiled import compile_blocks
+from iqc.model.config import PRESETS, ModelConfig
 from iqc.model.decoder import Decoder, Recompute
 from iqc.tokens.loader import Batch
+from iqc.train import trainer
 from iqc.train.engines import deepspeed
 from iqc.train.engines.engine import CLIP
 from iqc.train.engines.local import Local
 from iqc.train.losses import NextToken
 from iqc.train.optimizer import make_optimizer
 from iqc.train.ranks import Ranks
+from iqc.train.settings import TrainSettings
 from iqc.train.step import update
 
 RATE = 3e-4
@@ -46,7 +51,10 @@ def share(batch: Batch, rank: int, ranks: int) -> Batch:
 
 def model_of(ranks: Ranks, recompute: str = "none", **fields) -> Decoder:
     model = Decoder(ModelConfig(50, 24, 40, 2, 6, 2, 32, **fields), seed=1).to(ranks.device)
-    model.model.recompute = Recompute.parse(recompute)
+    if recompute == "compiled":
+        compile_blocks(model, backend="aot_eager")
+    else:
+        model.model.recompute = Recompute.parse(recompute)
     return model.train()
 
 
@@ -102,27 +110,59 @@ def gradients_in_float64(ranks: Ranks) -> list[torch.Tensor]:
 def engines(ranks: Ranks, full: bool) -> Iterator[tuple[str, list, list]]:
     """(name, losses of one process, losses of these ranks)."""
     alone = Ranks(device=ranks.device)
-    long, short = (50, 4) if full else (8, 3)
+    long, short = (50, 4) if full else (8, 0)
     looped = losses(local(alone, **LOOP), long)
-    for name, engine, updates in (
-        ("local", local(ranks, **LOOP), long),
-        ("zero 1", zero(ranks, 1, **LOOP), long),
-        ("zero 2, blocks recomputed", zero(ranks, 2, recompute="block", **LOOP), long),
-        ("zero 3, blocks recomputed", zero(ranks, 3, recompute="block", **LOOP), long),
-        ("zero 0", zero(ranks, 0, **LOOP), short),
-        ("zero 2", zero(ranks, 2, **LOOP), short),
-        ("zero 1, offload", zero(ranks, 1, "optimizer", **LOOP), short),
-        ("zero 2, offload", zero(ranks, 2, "optimizer", **LOOP), short),
-        ("zero 3, offload", zero(ranks, 3, "optimizer", **LOOP), short),
-        ("zero 3, all offload", zero(ranks, 3, "all", recompute="mlp", **LOOP), short),
+    for name, engine in (
+        ("local", local(ranks, **LOOP)),
+        ("zero 1", zero(ranks, 1, **LOOP)),
+        ("zero 2, blocks recomputed", zero(ranks, 2, recompute="block", **LOOP)),
+        ("zero 3, blocks recomputed", zero(ranks, 3, recompute="block", **LOOP)),
     ):
-        quick = updates == short
-        yield name, looped[:updates], losses(engine, updates, micro_rows=1 if quick else 0, forget=quick)
-    yield "experts", losses(experts(alone), short), losses(experts(ranks), short)
+        yield name, looped, losses(engine, long)
+    for stage, offload, recompute in (
+        (0, "none", "none"),
+        (2, "none", "none"),
+        (1, "optimizer", "none"),
+        (2, "optimizer", "none"),
+        (3, "optimizer", "none"),
+        (3, "all", "mlp"),
+        (3, "none", "compiled"),
+    ):
+        if short:
+            engine = zero(ranks, stage, offload, recompute=recompute, **LOOP)
+            name = f"zero {stage}, offload {offload}, {recompute}"
+            yield name, looped[:short], losses(engine, short, micro_rows=1, forget=True)
+    yield "experts", losses(experts(alone), 4), losses(experts(ranks), 4)
+
+
+class Stopped(Exception):
+    pass
+
+
+def go_on(ranks: Ranks, asked: dict) -> None:
+    """`iqc train` on these ranks, until it has saved `asked["until"]` updates."""
+    until = asked.pop("until")
+    real = trainer.Training.save
+
+    def save(self, updates: int, loss: float | None) -> None:
+        real(self, updates, loss)
+        if updates == until:
+            self.run.settle()
+            raise Stopped
+
+    trainer.Training.save = save  # type: ignore[method-assign]
+    trainer.Ranks.start = lambda context=1: nullcontext(ranks)  # type: ignore[method-assign, assignment]
+    PRESETS["tiny"] = ModelConfig(400, 32, 64, 2, 4, 2, 64, **LOOP)
+    place, inputs, run = (asked.pop(name) for name in ("tokenizer", "inputs", "run"))
+    try:
+        trainer.run_train(TrainSettings(**asked), inputs, run, place, [], None, True)
+    except Stopped:
+        pass
 
 
 def main() -> None:
-    deepspeed.BUCKET, deepspeed.PREFETCH, deepspeed.LIVE, deepspeed.WHOLE = 2000, 2000, 9000, 100  # matrices are cut
+    # So small that matrices are cut and take several messages.
+    deepspeed.BUCKET, deepspeed.PREFETCH, deepspeed.LIVE, deepspeed.WHOLE = 2000, 2000, 9000, 100
     with Ranks.start() as ranks:
         alone = Ranks(device=ranks.device)
         pairs = zip(gradients_in_float64(alone), gradients_in_float64(ranks), strict=True)
@@ -130,6 +170,7 @@ def main() -> None:
         for name, expected, made in engines(ranks, sys.argv[1] == "full"):
             differences = [(abs(a - c), abs(b - d)) for (a, b), (c, d) in zip(expected, made, strict=True)]
             found[name] = [max(column) for column in zip(*differences)]
+        go_on(ranks, json.loads(sys.argv[2]))
         if ranks.main:
             print(json.dumps(found))
 

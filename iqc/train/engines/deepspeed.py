@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from iqc.errors import IqcError
-from iqc.model.decoder import Decoder
+from iqc.model.decoder import Block, Decoder
 from iqc.train.checkpoints import MODEL, OPTIMIZER, Piece, Stored, load_pieces, pieces_of
 from iqc.train.ranks import Ranks
 
@@ -109,7 +110,9 @@ class DeepSpeed:
         if zero == 3:  # parameter by parameter, so that the device never holds the whole model
             objective.to(torch.bfloat16 if bf16 else None)
             deepspeed.zero.Init(module=objective, config_dict_or_path=settings)
-        self.engine = deepspeed.initialize(model=objective, optimizer=optimizer, config=settings)[0]
+            deepspeed.utils.set_z3_leaf_modules(objective, [Block])
+        with by_parameter():
+            self.engine = deepspeed.initialize(model=objective, optimizer=optimizer, config=settings)[0]
         self.zeroed = self.engine.optimizer  # DeepSpeed's optimiser around ours; at stage 0 ours
         for group in optimizer.param_groups:  # where its partitions are, torch has other fast forms than for the model
             group["fused"], group["foreach"] = offload != "none" or ranks.device.type == "cpu", False
@@ -230,6 +233,21 @@ class DeepSpeed:
             self.zeroed._reassign_or_swap_out_partitioned_parameters(group)
         if whole := self.zeroed.persistent_parameters:
             whole[0].all_gather(whole)
+
+
+@contextmanager
+def by_parameter() -> Iterator[None]:
+    """A block's weights are gathered at once and let go at once, as those of DeepSpeed's leaf modules: no hook inside a
+    block, which compiled code would stumble over. But its gradients are reduced parameter by parameter: DeepSpeed does
+    it after the backward of a leaf, which of a looped block ends before its gradients are whole."""
+    from deepspeed.runtime.zero import stage3
+
+    real = stage3.z3_leaf_parameter
+    stage3.z3_leaf_parameter = lambda parameter: False
+    try:
+        yield
+    finally:
+        stage3.z3_leaf_parameter = real
 
 
 def import_deepspeed(ranks: Ranks) -> Any:
