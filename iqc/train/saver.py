@@ -57,7 +57,11 @@ class Saver:
         found: list[tuple[T, Exception | None]] = [(result, error)]  # type: ignore[list-item]
         if self._group is not None:
             found *= self.ranks.size
-            dist.all_gather_object(found, (result, error), group=self._group)
+            try:
+                dist.all_gather_object(found, (result, error), group=self._group)
+            except RuntimeError:
+                remedy = "the same command goes on from the last checkpoint"
+                raise IqcError("another rank ended, and a checkpoint needs all", remedy=remedy) from None
         for _, failure in found:
             if failure is not None:
                 raise failure

@@ -37,7 +37,11 @@ from iqc.model.config import ModelConfig, preset
 from iqc.model.decoder import Decoder, Recompute
 from iqc.tokens.loader import Batch
 from iqc.train.checkpoints import pieces_of
+from iqc.train.engines.engine import CLIP
+from iqc.train.engines.local import Local
+from iqc.train.losses import NextToken
 from iqc.train.optimizer import make_optimizer
+from iqc.train.ranks import Ranks
 from iqc.train.run import Run
 from iqc.train.step import update
 
@@ -58,7 +62,7 @@ class Training:
         self.device = torch.device(device)
         large = size == "1b"
         self.dtype = torch.bfloat16 if large and device == "cpu" else torch.float32
-        self.products = torch.bfloat16 if device == "cuda" else None
+        products = torch.bfloat16 if device == "cuda" else None
         rows, length = (16, 4_096) if device == "cuda" else (1, tokens)
         length = min(length, config.max_position_embeddings)
         self.model = Decoder(config, seed=0).to(self.device, self.dtype).train()
@@ -67,6 +71,7 @@ class Training:
         elif large:
             self.model.model.recompute = Recompute.parse("block")
         self.optimizer = make_optimizer(self.model, 1e-4, "adamw")
+        self.engine = Local(self.model, self.optimizer, Ranks(device=self.device), CLIP, products)
         draw = np.random.default_rng(0)
         lengths = [np.array([length])] * rows
         self.batch = Batch(
@@ -74,7 +79,8 @@ class Training:
         )
 
     def update(self) -> None:
-        update(self.model, self.optimizer, self.batch, 1e-4, 4 if self.device.type == "cuda" else 0, self.products)
+        rows = len(self.batch.tokens)
+        update(self.engine, NextToken(), self.batch, 1e-4, micro_rows=min(rows, 4), batch_rows=rows)
 
     def state(self) -> dict[str, torch.Tensor]:
         """As the peers take it: by the names of our files."""
@@ -139,7 +145,7 @@ def measure_size(size: str, device: str, tokens: int, place: Path, rounds: int, 
         pieces = pieces_of(training.model, training.optimizer)
         run.save(step, training.model, pieces, lambda digest: {"digest": digest}, done=False)
 
-    with Run(place / "run", {}, None) as run:
+    with Run(place / "run", {}, None, training.engine.ranks) as run:
         run.resume()
         run.need(total, 3)
         for number in range(rounds + 1):

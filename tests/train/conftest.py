@@ -2,7 +2,11 @@
 
 import argparse
 import json.decoder
+import os
+import signal
+import socket
 import textwrap
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,3 +93,49 @@ def made(room, tmp_path_factory) -> Path:
         return room.train(place / "run", save_every=1)
     finally:
         del PRESETS["tiny"]
+
+
+class World:
+    """A function run by several ranks that are forks of this process, so that nothing is imported anew."""
+
+    def __init__(self, ranks: int, function):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.pids = []
+        for rank in range(ranks):
+            pid = os.fork()
+            if pid == 0:
+                where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in where.items()}
+                status = 1
+                try:
+                    function()
+                    status = 0
+                finally:
+                    os._exit(status)
+            self.pids.append(pid)
+
+    def wait(self) -> list[int]:
+        """Exit statuses, -9 of a killed one. What still runs after a minute is killed, and that is a failure."""
+        found: dict[int, int] = {}
+        until = time.monotonic() + 60
+        while len(found) < len(self.pids):
+            for pid in self.pids:
+                if pid not in found:
+                    ended, status = os.waitpid(pid, os.WNOHANG)
+                    if ended:
+                        found[pid] = os.waitstatus_to_exitcode(status)
+            if time.monotonic() > until:
+                for pid in self.pids:
+                    if pid not in found:
+                        os.kill(pid, signal.SIGKILL)
+                        os.waitpid(pid, 0)
+                pytest.fail("a rank outlived another")
+            time.sleep(0.005)
+        return [found[pid] for pid in self.pids]
+
+
+@pytest.fixture(scope="session")
+def world() -> type[World]:
+    return World
