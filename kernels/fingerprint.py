@@ -9,6 +9,7 @@ zero bits (padding) add nothing. Integers wrap: no order of summation, and no de
 """
 
 import functools
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -27,14 +28,27 @@ def fingerprint(tensor: Tensor, start: int = 0) -> Tensor:
     """
     words = _words(tensor)
     if words.is_cuda and (kernel := _on_gpu()) is not None:
-        return kernel(words, start)
+        return kernel([words], [start])[0]
     return plain_fingerprint(words, start)
 
 
 def fingerprints(tensors: Iterable[Tensor]) -> Tensor:
     """int64 [number of tensors], on the device of the first; on the CPU when there are none."""
-    found = [fingerprint(tensor) for tensor in tensors]
-    return torch.stack([value.to(found[0].device) for value in found]) if found else torch.zeros(0, dtype=torch.int64)
+    words = [_words(tensor) for tensor in tensors]
+    if not words:
+        return torch.zeros(0, dtype=torch.int64)
+    found = torch.zeros(len(words), dtype=torch.int64, device=words[0].device)
+    kinds: dict[tuple[torch.dtype, torch.device], list[int]] = defaultdict(list)
+    for number, tensor in enumerate(words):
+        kinds[tensor.dtype, tensor.device].append(number)
+    for (_, device), numbers in kinds.items():
+        same = [words[number] for number in numbers]
+        if device.type == "cuda" and (kernel := _on_gpu()) is not None:
+            made = kernel(same, [0] * len(same))
+        else:
+            made = torch.stack([plain_fingerprint(tensor) for tensor in same])
+        found[torch.tensor(numbers, device=found.device)] = made.to(found.device)
+    return found
 
 
 def plain_fingerprint(words: Tensor, start: int = 0) -> Tensor:
@@ -75,7 +89,7 @@ def _wrapped(number: int) -> int:
 @functools.cache
 def _on_gpu():
     try:
-        from iqc.kernels.fingerprint_gpu import fingerprint_words
+        from iqc.kernels.fingerprint_gpu import fingerprints_of_words
     except ImportError:  # PyTorch's builds for GPUs bring Triton along; without it several passes do
         return None
-    return fingerprint_words
+    return fingerprints_of_words

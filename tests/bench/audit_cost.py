@@ -51,6 +51,7 @@ def cost(arguments: argparse.Namespace) -> dict:
     ranks = Ranks(device=device)
     engine = Local(model, make_optimizer(model, 1e-5, "adamw"), ranks, 1.0, None)
     audit = Audit(engine, AUDITED_IN)
+    audit.shared, audit.gradients_are_shared = list(model.named_parameters()), True  # as on one of several ranks
     generator = torch.Generator(device).manual_seed(0)
     rows = torch.randint(config.vocab_size, (arguments.rows, arguments.length), generator=generator, device=device)
 

@@ -106,8 +106,10 @@ def test_several_at_once():
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_the_gpu_kernel_is_the_same_sum(dtype):
     pytest.importorskip("triton")
-    from iqc.kernels.fingerprint_gpu import BLOCK, STEPS, fingerprint_words
+    from iqc.kernels.fingerprint_gpu import SPAN, fingerprints_of_words
 
-    for size, start in [(0, 0), (1, 0), (BLOCK * STEPS + 5, 2**40)]:
-        words = bits(dtype, size).to(DEVICE)
-        assert fingerprint_words(words, start).item() == plain_fingerprint(words, start).item()
+    sizes, starts = [3, 0, SPAN + 5, 1], [0, 7, 2**40, 2**62]
+    words = [bits(dtype, size, seed).to(DEVICE) for seed, size in enumerate(sizes)]
+    expected = [plain_fingerprint(*pair).item() for pair in zip(words, starts)]
+    assert fingerprints_of_words(words, starts).tolist() == expected
+    assert fingerprints_of_words(words[1:2], [0]).tolist() == [0]

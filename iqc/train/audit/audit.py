@@ -188,7 +188,8 @@ class Audit:
         return {key: self.ranks.gather(self.begun[key]).tolist() for key in kept if key in self.begun}
 
     def _memory(self) -> dict[str, Tensor]:
-        return {name: fingerprint(tensor).to(self.ranks.device) for name, tensor in held(self.engine).items()}
+        tensors = held(self.engine)
+        return dict(zip(tensors, fingerprints(tensors.values()).to(self.ranks.device)))
 
     def _reduced(self) -> Tensor:
         return fingerprints(gradient for _, gradient in self.engine.gradients())
