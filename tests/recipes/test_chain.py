@@ -1,8 +1,7 @@
-"""The recipes of a stage and of the chain, run on a few sources: what is there is not made again, what is missing is
+"""A link of the chain by its recipes, on a few sources: what is there is not made again, what is missing is
 said, and the checkpoint's lineage names every step. All stages in one process: tests/train/test_chain.py."""
 
 import argparse
-import inspect
 import json
 import os
 import subprocess
@@ -11,19 +10,27 @@ from pathlib import Path
 
 import pytest
 
+from iqc.model.checkpoint import save_model
+from iqc.model.config import ModelConfig
+from iqc.model.decoder import Decoder
 from iqc.streams.lineage import checked_lineage
-from iqc.train.run import find_checkpoint, read_metrics
+from iqc.tokens import tokenizer
+from iqc.train.run import TOKENIZER, find_checkpoint, read_metrics
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, environment, repo):
-    """Run a recipe in a directory with sources: general text and files."""
+    """Run a recipe in a directory with files as a source, a tokenizer, and what `pretrain` and its mixture left."""
     place = tmp_path_factory.mktemp("chain")
-    (place / "data").mkdir()
-    texts = [part for module in (argparse, inspect) for part in Path(module.__file__).read_text().split("\n\n")]
-    for name, part in (("general", texts[::2]), ("file", texts[1::2])):
-        lines = [json.dumps({"id": f"{name}{number}", "text": text[:1500]}) for number, text in enumerate(part) if text]
-        (place / "data" / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    for part in ("data", "out"):
+        (place / part).mkdir()
+    texts = Path(argparse.__file__).read_text().split("\n\n")
+    for path, part in (("data/file.jsonl", texts[::2]), ("out/pretrain.mixed.jsonl.zst", texts[1::2])):
+        lines = [json.dumps({"id": f"{number}", "text": text[:1500]}) for number, text in enumerate(part) if text]
+        (place / path).write_text("\n".join(lines) + "\n")  # plain text is read by any name
+    tokenizer.train(iter(texts), 400).save(place / "out" / "tokenizer", context=128)
+    files = [place / "out" / "tokenizer" / name for name in TOKENIZER]
+    save_model(place / "out" / "pretrain", Decoder(ModelConfig(400, 32, 64, 2, 4, 2, 128)), files=files)
     (place / "bin").mkdir()
     for name, command in (("iqc", f'"{sys.executable}" -m iqc'), ("python", f'"{sys.executable}"')):
         (place / "bin" / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
@@ -37,21 +44,21 @@ def run(tmp_path_factory, environment, repo):
     return call, place
 
 
-def test_a_chain_of_two_stages(run):
+def test_a_link_of_the_chain(run):
     call, place = run
-    asked = {"STAGES": "pretrain anneal", "TOTAL": "3k", "EPOCHS": "9", "CONTEXT": "128"}
-    command = ("chain.sh", "out", "data", "nano-loop", "--steps", "1", "--batch-rows", "1", "-q")
+    asked = {"STAGES": "anneal", "TOTAL": "3k", "EPOCHS": "9", "CONTEXT": "128"}
+    command = ("chain.sh", "out", "data", "nano", "--steps", "1", "--batch-rows", "1", "-q")
     done = call(*command, **asked)
     assert done.returncode == 0, done.stderr
-    assert "--- pretrain: without math" in done.stderr and "--- anneal: out/anneal/Annealed" in done.stderr
+    assert "--- anneal: without repository" in done.stderr and "--- anneal: out/anneal/Annealed" in done.stderr
     lineage = checked_lineage(json.loads((place / "out/anneal/Annealed/lineage.json").read_text()))
-    commands = [node["command"] for node in lineage["stages"].values()]
-    assert sorted(commands) == ["fim", "fim", "mix", "mix", "pack", "pack", "train", "train"]
-    rates = {node["options"]["rate"] for node in lineage["stages"].values() if node["command"] == "fim"}
-    assert rates == {0.5, 0.1}  # of pretrain and of anneal
+    nodes = {node["command"]: node for node in lineage["stages"].values()}
+    assert sorted(nodes) == ["fim", "mix", "pack", "train"] and len(lineage["stages"]) == 4
+    assert nodes["fim"]["options"]["rate"] == 0.1 and len(nodes["mix"]["inputs"]) == 2  # files, and stage1
+    assert nodes["train"]["inputs"][-1]["label"] == "checkpoint"
     assert len(read_metrics(place / "out/anneal")) == 1
     before = find_checkpoint(place / "out/anneal").stat().st_mtime_ns
-    again = call(*command, **asked | {"STAGES": "anneal"})
+    again = call(*command, **asked)
     assert again.returncode == 0 and "iqc mix" not in again.stderr, again.stderr
     assert find_checkpoint(place / "out/anneal").stat().st_mtime_ns == before
 
