@@ -39,13 +39,13 @@ def _to_softmax(logits: Tensor, weights: Tensor, z_loss: float) -> Tensor:
     One pass, when compiled: nothing but this may read the logits in it."""
     exact = logits.to(weights.dtype)
     lse = exact.logsumexp(dim=-1, keepdim=True)
-    logits.copy_((exact - lse).exp() * weights[:, None] * _with_z(lse, z_loss))
+    logits.copy_((exact - lse).exp() * _scaled(weights, lse, z_loss))
     return lse
 
 
-def _with_z(lse: Tensor, z_loss: float) -> Tensor | float:
-    """What the softmax is multiplied by for the gradient of z_loss * lse^2, which is 2 * z_loss * lse * softmax."""
-    return 1 + 2 * z_loss * lse if z_loss else 1.0
+def _scaled(weights: Tensor, lse: Tensor, z_loss: float) -> Tensor:
+    """What the softmax is multiplied by in the gradient, [n, 1]: z_loss * lse^2 adds 2 * z_loss * lse * softmax."""
+    return weights[:, None] * (1 + 2 * z_loss * lse) if z_loss else weights[:, None]
 
 
 def _to_slope(logits: Tensor, targets: Tensor, weights: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -120,11 +120,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 lse = logits.logsumexp(dim=-1, keepdim=True)
                 nll, lses = (lse - logits.gather(1, target[:, None]))[:, 0], lse[:, 0]
                 if needs_x or needs_weight:
-                    slope = logits.sub_(lse).exp_()  # d nll / d logits = softmax - one-hot
-                    if z_loss:
-                        slope *= _with_z(lse, z_loss)
-                    slope.scatter_add_(1, target[:, None], torch.full_like(lse, -1.0))
-                    slope = slope.mul_(w[:, None]).to(dtype)
+                    slope = logits.sub_(lse).exp_().mul_(_scaled(w, lse, z_loss))
+                    slope = slope.scatter_add_(1, target[:, None], -w[:, None]).to(dtype)  # softmax - one-hot
             total += torch.dot(nll + z_loss * lses**2 if z_loss else nll, w)
             if losses is not None:
                 losses[chunk] = nll
