@@ -87,6 +87,12 @@ CASES = """
 1 | train {world}/sequences.zst --stage sft-instruct --from {world}/run | of stage pretrain, for stage sft-instruct
 1 | train {world}/sequences.zst --stage anneal --from {bad} | no checkpoint
 1 | train {world}/sequences.zst --model tiny --tokenizer {world}/tokenizer -o {bad}/binary | is a file
+1 | train a={world}/sequences.zst b={bad}/empty --model tiny --tokenizer {world}/tokenizer | source b is empty
+1 | train a={world}/sequences.zst b={world}/chat-sequences.zst --model tiny --tokenizer {world}/tokenizer | 384|256
+2 | train a={world}/sequences.zst {world}/sequences.zst --model tiny --tokenizer {world}/tokenizer | has no name
+2 | train a={world}/sequences.zst --weight b=1 --model tiny --tokenizer {world}/tokenizer | no source b
+2 | train a={world}/sequences.zst --phase 0.4:a --model tiny --tokenizer {world}/tokenizer | phases of 0.4
+2 | train a={world}/sequences.zst --weight a --model tiny --tokenizer {world}/tokenizer | --weight a: no number
 1 | rl {world}/tasks.zst --from {bad}/missing | no checkpoint
 1 | rl {bad}/empty --from {world}/run | no tasks
 1 | rl {world}/documents.zst --from {world}/run | no tests
