@@ -17,7 +17,7 @@ def domain_sums(batch: Batch, row_losses: Tensor | None, domains: int) -> Tensor
     if batch.domains is None or row_losses is None:
         return torch.zeros(2, domains, dtype=torch.float64)
     weights = torch.from_numpy(batch.weights.sum(axis=1, dtype=np.float64)).to(row_losses.device)
-    rows = F.one_hot(torch.from_numpy(batch.domains).to(row_losses.device), domains).double()
+    rows = F.one_hot(torch.from_numpy(batch.domains), domains).double().to(row_losses.device)
     return torch.stack((row_losses.double(), weights)) @ rows  # a product: sums by index have no fixed order on a GPU
 
 
