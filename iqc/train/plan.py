@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from iqc.errors import UsageError
+from iqc.errors import IqcError, UsageError
 from iqc.model.config import ModelConfig, preset
 from iqc.model.describe import flops, parameters, section
 from iqc.train.curriculum import schedule, with_weights
@@ -46,6 +46,8 @@ class Room:
     @classmethod
     def found(cls, gpus: int, gib: float) -> "Room":
         """What is asked for; 0 of either: what is here, or an H200."""
+        if not 0 <= gib < math.inf:
+            raise UsageError(f"--gpu-gib {gib}", remedy="the memory of a GPU in GiB")
         here = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not gpus and not here and not gib:
             total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
@@ -113,6 +115,8 @@ def run_plan(settings: TrainSettings, inputs: list[str], gpus: Sequence[int], gi
         return "\n".join([*lines, *layout_table(config, context, layouts, room.gib)])
     ranks = max(room.gpus, 1)
     check_layout(context, settings.batch_rows, ranks, layout.context_ranks)
+    if config.num_experts and layout.context_ranks > 1:
+        raise IqcError("experts with context ranks", remedy="--context-ranks 1")
     share = -(-settings.batch_rows // (ranks // layout.context_ranks))
     rows = min(settings.micro_rows or share, share)
     layout = replace(layout, gpus=ranks, micro_rows=rows, accumulates=rows < share)
@@ -170,8 +174,9 @@ def layouts_of(config: ModelConfig, context: int, gpus: Sequence[int], layout: L
     """Those of a table: for each number of GPUs the powers of two of context ranks up to 64, or the number asked for;
     with the least recompute that fits, if none was asked for."""
     passes, found = config.loop_num * config.num_hidden_layers, []
+    most = 1 if config.num_experts else 7  # whose balance is of whole rows
     for count in gpus:
-        for shared in [layout.context_ranks] if layout.context_ranks > 1 else [2**n for n in range(7)]:
+        for shared in [layout.context_ranks] if layout.context_ranks > 1 else [2**n for n in range(most)]:
             if count % shared == 0 and 2 * shared <= context:
                 plain = replace(layout, gpus=count, context_ranks=shared)
                 ways = [plain]

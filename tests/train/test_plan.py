@@ -1,6 +1,7 @@
 """The plan of a run: sums against measured peaks, layouts that cannot be, and what is said to make one fit."""
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,8 @@ def test_layouts_that_cannot_be():
         (UsageError, "--epochs -1", {"epochs": -1.0}),
         (UsageError, "--gpus 8,x", {"gpus": "8,x"}),
         (UsageError, "--gpus 0", {"gpus": "0"}),
+        (UsageError, "--gpu-gib nan", {"gib": math.nan}),
+        (IqcError, "experts with context ranks", {"model": "ling-coder-lite", "gpus": "8", "context_ranks": 2}),
         (UsageError, "no stage", {"stage": "x"}),
         (UsageError, "no model", {"model": None}),
         (UsageError, "starts from a checkpoint", {"model": None, "stage": "mid-32k"}),
