@@ -99,6 +99,8 @@ def run_plan(settings: TrainSettings, inputs: list[str], gpus: Sequence[int], gi
         average=settings.ema > 0,
         reference=stage.loss == "dpo",
     )
+    if config.num_experts and layout.context_ranks > 1:
+        raise IqcError("experts with context ranks", remedy="--context-ranks 1")
     lines = [
         f"Stage       {stage.name}: {stage.text}",
         f"Start       {start}",
@@ -115,8 +117,6 @@ def run_plan(settings: TrainSettings, inputs: list[str], gpus: Sequence[int], gi
         return "\n".join([*lines, *layout_table(config, context, layouts, room.gib)])
     ranks = max(room.gpus, 1)
     check_layout(context, settings.batch_rows, ranks, layout.context_ranks)
-    if config.num_experts and layout.context_ranks > 1:
-        raise IqcError("experts with context ranks", remedy="--context-ranks 1")
     share = -(-settings.batch_rows // (ranks // layout.context_ranks))
     rows = min(settings.micro_rows or share, share)
     layout = replace(layout, gpus=ranks, micro_rows=rows, accumulates=rows < share)
