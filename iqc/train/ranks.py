@@ -86,7 +86,16 @@ class Ranks:
             self._watch.finish()
             dist.destroy_process_group()
             self._watch.leave()
-        elif not self._watch.fail(error):
+            return
+        lost = broken(error)
+        if lost:
+            time.sleep(4 * BEAT)  # if the rank that went away has said why, this process ends here
+        first = self._watch.fail(error)
+        if lost and first:
+            reason = (str(error).splitlines() or [""])[0]
+            remedy = "the same command goes on from the newest checkpoint; the rank that ended may have said why"
+            raise IqcError(f"another rank of the run ended: {reason}", remedy=remedy) from None
+        if not first:
             time.sleep(8 * BEAT)  # another rank failed first, and says why: launchers would not let it
             os._exit(1)
 
@@ -138,6 +147,11 @@ class Ranks:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+
+def broken(error: BaseException) -> bool:
+    """Whether this is what a collective raises when another rank is gone."""
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error))
 
 
 class Watch:

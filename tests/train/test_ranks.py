@@ -1,5 +1,10 @@
 """Sums over ranks, and that the failure or the silence of one ends all."""
 
+import signal
+import socket
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -7,7 +12,7 @@ from iqc.errors import UsageError
 from iqc.train.ranks import Ranks
 
 WORKER = """
-import os, sys, time
+import os, signal, sys, time
 import torch
 import iqc.train.ranks as module
 from iqc.errors import IqcError
@@ -30,6 +35,8 @@ with Ranks.start(context=2) as ranks:
     if sys.argv[1] == "hangs" and r == n - 1:
         ranks._watch.done.set()  # what a machine that went away looks like to the others
         time.sleep(60)
+    if sys.argv[1] == "dies" and r == n - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
     if sys.argv[1] == "ends" and r == n - 1:
         time.sleep(4)  # longer than SILENCE, and watched all the time
     else:
@@ -61,3 +68,20 @@ def test_ranks_end_together(torchrun, tmp_path):
     assert "rank 1 failed" in failed.stderr
     hung = torchrun(2, worker, "hangs")
     assert hung.returncode and not hung.stdout and "rank 1 has said nothing for 3 s" in hung.stderr
+
+
+def test_a_rank_that_is_killed_is_missed_without_a_launcher(environment, tmp_path):
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(worker), "dies"]
+    ranks = [
+        subprocess.Popen(command, env=environment | place | {"RANK": rank}, stderr=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
+    told, _ = [process.communicate(timeout=60)[1] for process in ranks]
+    assert ranks[0].returncode == 1 and ranks[1].returncode == -signal.SIGKILL
+    assert "another rank of the run ended" in told and "goes on from the newest checkpoint" in told
