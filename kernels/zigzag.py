@@ -53,7 +53,7 @@ class Shard:
         self.ring, self.batch = ring, rows
         self.halo = -(-(window - 1) // step) * step
         self.chunk = -(-max(-(-self.width // (2 * ring.size)), self.halo, 1) // step) * step
-        self.begins = ring.rank * self.chunk, (2 * ring.size - 1 - ring.rank) * self.chunk
+        self.begins = self._begins(ring.rank)
         total, device = 2 * ring.size * self.chunk, documents.starts.device
         index = torch.arange(total, device=device).expand(rows, -1)
         starts = torch.cat([documents.starts, index[:, self.width :]], dim=1)
@@ -64,7 +64,8 @@ class Shard:
         self.positions = own - self.starts
         self.real = None if real is None else self.take(real)
         self.whole = documents.whole
-        self.local = Documents(self._held(self.starts, ring.rank), self.real, documents.whole)
+        front, back = ((self.starts - begin).clamp(0, self.chunk) for begin in self.begins)  # own tokens before it
+        self.local = Documents(front + back, self.real, documents.whole)
 
     def take(self, x: Tensor) -> Tensor:
         """Own part of x [B, T, ...]: [B, 2C, ...], zeros beyond its end."""
@@ -104,15 +105,13 @@ class Shard:
         counts = (chunks == chunks[..., :1]).sum(-1)
         return [[(s, n) for s, n in row] for row in torch.stack([chunks[..., 0], counts], -1).tolist()]
 
+    def _begins(self, rank: int) -> tuple[int, int]:
+        """Where a rank's two chunks begin in the row."""
+        return rank * self.chunk, (2 * self.ring.size - 1 - rank) * self.chunk
+
     def _held_before(self, index: int, rank: int) -> int:
         """How many of a rank's tokens come before an index of the row."""
-        ends = rank * self.chunk, (2 * self.ring.size - 1 - rank) * self.chunk
-        return sum(min(max(index - begin, 0), self.chunk) for begin in ends)
-
-    def _held(self, index: Tensor, rank: int) -> Tensor:
-        """`_held_before` of a tensor of indices."""
-        ends = rank * self.chunk, (2 * self.ring.size - 1 - rank) * self.chunk
-        return sum((index - begin).clamp(0, self.chunk) for begin in ends)  # type: ignore[return-value]
+        return sum(min(max(index - begin, 0), self.chunk) for begin in self._begins(rank))
 
     def chunks(self, x: Tensor) -> Tensor:
         """[B, 2C, ...] as [2B, C, ...], a chunk a row."""
