@@ -162,8 +162,7 @@ def _changes(layout: Layout, config: ModelConfig, gpu: bool) -> Iterator[tuple[s
     for zero in range(layout.zero + 1, 4):
         if layout.gpus > 1:
             yield "zero", f"--engine deepspeed --zero {zero}", (layout := replace(layout, zero=zero))
-    most = 1 if config.num_experts else 64  # experts do not share rows
-    while layout.context_ranks < min(layout.gpus, most) and layout.gpus % (2 * layout.context_ranks) == 0:
+    while layout.context_ranks < min(layout.gpus, 64) and layout.gpus % (2 * layout.context_ranks) == 0:
         layout = replace(layout, context_ranks=2 * layout.context_ranks)
         yield "context", f"--context-ranks {layout.context_ranks}", layout
     for offload in ("optimizer", "all") if layout.zero == 3 and layout.offload == "none" else ():
@@ -173,6 +172,6 @@ def _changes(layout: Layout, config: ModelConfig, gpu: bool) -> Iterator[tuple[s
         yield "gpus", f"{2 * layout.gpus} GPUs", (layout := replace(layout, gpus=2 * layout.gpus))
         if layout.zero < 3:
             yield "zero", "--engine deepspeed --zero 3", (layout := replace(layout, zero=3))
-        if layout.context_ranks < min(8, most):
+        if layout.context_ranks < 8:
             layout = replace(layout, context_ranks=2 * layout.context_ranks)
             yield "context", f"--context-ranks {layout.context_ranks}", layout

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from iqc.errors import IqcError, UsageError
+from iqc.errors import UsageError
 from iqc.model.config import ModelConfig, preset
 from iqc.model.describe import flops, parameters, section
 from iqc.train.curriculum import schedule, with_weights
@@ -99,8 +99,6 @@ def run_plan(settings: TrainSettings, inputs: list[str], gpus: Sequence[int], gi
         average=settings.ema > 0,
         reference=stage.loss == "dpo",
     )
-    if config.num_experts and layout.context_ranks > 1:
-        raise IqcError("experts with context ranks", remedy="--context-ranks 1")
     lines = [
         f"Stage       {stage.name}: {stage.text}",
         f"Start       {start}",
@@ -174,9 +172,8 @@ def layouts_of(config: ModelConfig, context: int, gpus: Sequence[int], layout: L
     """Those of a table: for each number of GPUs the powers of two of context ranks up to 64, or the number asked for;
     with the least recompute that fits, if none was asked for."""
     passes, found = config.loop_num * config.num_hidden_layers, []
-    most = 1 if config.num_experts else 7  # whose balance is of whole rows
     for count in gpus:
-        for shared in [layout.context_ranks] if layout.context_ranks > 1 else [2**n for n in range(most)]:
+        for shared in [layout.context_ranks] if layout.context_ranks > 1 else [2**n for n in range(7)]:
             if count % shared == 0 and 2 * shared <= context:
                 plain = replace(layout, gpus=count, context_ranks=shared)
                 ways = [plain]

@@ -149,7 +149,6 @@ def test_layouts_that_cannot_be():
         (UsageError, "--gpus 8,x", {"gpus": "8,x"}),
         (UsageError, "--gpus 0", {"gpus": "0"}),
         (UsageError, "--gpu-gib nan", {"gib": math.nan}),
-        (IqcError, "experts with context ranks", {"model": "ling-coder-lite", "gpus": "8", "context_ranks": 2}),
         (UsageError, "no stage", {"stage": "x"}),
         (UsageError, "no model", {"model": None}),
         (UsageError, "starts from a checkpoint", {"model": None, "stage": "mid-32k"}),
