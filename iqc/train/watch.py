@@ -159,7 +159,8 @@ class Watch:
 
     def _record(self, event: dict) -> None:
         finite = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
-        if self.ranks.main or event["kind"] == "stall":  # which each rank has for itself
+        stalled = event["kind"] == "stall"  # which each rank has for itself
+        if stalled or (self.ranks.main and event["decision"] != "stop"):  # that is the error that ends the run
             print(f"iqc train: {described(event)}", file=sys.stderr, flush=True)
         with self.lock:
             if self.ranks.main and finite not in self.known:

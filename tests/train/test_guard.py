@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from iqc.errors import IqcError
+from iqc.model.config import PRESETS, ModelConfig
 from iqc.train.audit import faults
 from iqc.train.guard import Guard
 from iqc.train.run import find_checkpoint, read_metrics
@@ -19,10 +20,11 @@ def weights(run):
 
 @pytest.fixture(scope="module")
 def plain(room, tmp_path_factory):
-    from iqc.model.config import PRESETS, ModelConfig
-
     PRESETS["tiny"] = ModelConfig(400, 32, 64, 2, 4, 2, 64, loop_num=2, loop_window_size=16)
-    return room.train(tmp_path_factory.mktemp("plain") / "run", steps=6, save_every=2)
+    try:
+        return room.train(tmp_path_factory.mktemp("plain") / "run", steps=6, save_every=2)
+    finally:
+        del PRESETS["tiny"]
 
 
 @pytest.fixture
