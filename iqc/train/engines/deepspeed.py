@@ -253,6 +253,7 @@ def by_parameter() -> Iterator[None]:
 def import_deepspeed(ranks: Ranks) -> Any:
     """The library; it wants a process group of one process, too."""
     os.environ.setdefault("DS_ACCELERATOR", ranks.device.type)
+    os.environ.setdefault("LOCAL_RANK", str(ranks.device.index or 0))  # of one process, which no launcher started
     try:
         import deepspeed
         from deepspeed.utils import logger
