@@ -135,7 +135,8 @@ class Run:
                 print(f"iqc: {path}: damaged ({fault}): going back to the checkpoint before it", file=sys.stderr)
                 continue
             state = orjson.loads((path / STATE).read_bytes())
-            changes = differences(state["settings"], self.settings)
+            recorded = {"schedule": self.settings.get("schedule")}  # of old runs, which had the table's of today
+            changes = differences(recorded | state["settings"], self.settings)
             if changes:
                 raise IqcError(
                     f"holds another run: {'; '.join(changes[:5])}",

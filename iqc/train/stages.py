@@ -40,15 +40,17 @@ class TrainingStage:
     fim: float = 0.0
     yarn: float = 0.0
 
-    def asked(self) -> dict[str, str]:
-        """What of the row decides the result of a run beside its context, to be recorded: another is another run."""
+    def asked(self) -> dict[str, str | None]:
+        """What of the row decides the result of a run beside its context, to be recorded: another is another run. The
+        loss of runs that record none is that of the next token alone."""
 
         def text(kind: str, *names: str) -> str:
             return " ".join([kind, *(f"{name} {getattr(self, name):g}" for name in names if getattr(self, name))])
 
         terms = ("beta", "sft") if self.loss == "dpo" else ("z_loss",)
         schedule = text(self.schedule, "rate", "warmup", "decay", "tail", "floor")
-        return {"schedule": schedule, "loss": text(self.loss, *terms)}
+        loss = text(self.loss, *terms)
+        return {"schedule": schedule, "loss": loss if loss != "next-token" else None}
 
     def allowed(self) -> tuple[str, ...]:
         """The stages whose checkpoints it starts from: a stage goes on from its own, too."""

@@ -242,8 +242,7 @@ def lineage(asked: dict, inputs: list[Input], parent: Input | None, step: int, l
     """The lineage of a checkpoint: its data, and the checkpoint that it started from."""
     decisive = ("stage", "model", "steps", "batch_rows", "micro_rows", "context", "optimizer", "rate", "precision")
     options = {key: asked[key] for key in decisive if asked[key] is not None}
-    options |= {key: asked[key] for key in ("loop", "yarn", "ema", "mixture") if asked[key]}
-    options |= {key: asked[key] for key in ("schedule", "loss")}
+    options |= {key: asked[key] for key in ("loop", "yarn", "ema", "mixture", "schedule", "loss") if asked[key]}
     sources = [*inputs, *([parent] if parent else [])]
     output = {"digest": digest, "updates": step, "loss": loss}
     return lineage_of(Stage("train", __version__, options, asked["seed"]), sources, {"updates": step}, output)

@@ -107,13 +107,28 @@ def test_changed_settings_are_refused_by_name(room, run):
 def test_a_stage_that_was_changed_is_another_run(room, run, tmp_path):
     table = tmp_path / "mine.toml"
     for old, new, what in (
-        ("z_loss = 1e-4", "z_loss = 0.0", r"loss: next-token z_loss 0\.0001, now next-token"),
+        ("z_loss = 1e-4", "z_loss = 0.0", r"loss: next-token z_loss 0\.0001, now None"),
         ("warmup = 0.05", "warmup = 0.1", "schedule: wsd rate 1 warmup 0.05"),
     ):
         table.write_text(TABLE.read_text().replace(old, new, 1))
         with pytest.raises(IqcError, match=what):
             room.train(run, save_every=1, stages=str(table))
     table.write_text(TABLE.read_text().replace('text = "General', 'text = "Other', 1))
+    before = files(run)
+    room.train(run, save_every=1, stages=str(table))
+    assert files(run) == before
+
+
+def test_a_run_that_records_no_schedule_goes_on_with_the_loss_that_it_had(room, run, tmp_path):
+    """It was made before there was z-loss: with the table of today it is another run, with one without z-loss not."""
+    for step in run.glob("step-*"):
+        state = json.loads((step / "run.json").read_text())
+        del state["settings"]["schedule"], state["settings"]["loss"], state["digest"]
+        (step / "run.json").write_text(json.dumps(state | {"digest": identity(state)}))
+    with pytest.raises(IqcError, match="another run: loss: None, now next-token z_loss"):
+        room.train(run, save_every=1)
+    table = tmp_path / "mine.toml"
+    table.write_text(TABLE.read_text().replace("z_loss = 1e-4", "z_loss = 0.0", 1))
     before = files(run)
     room.train(run, save_every=1, stages=str(table))
     assert files(run) == before

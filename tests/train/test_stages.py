@@ -76,7 +76,7 @@ def test_a_table_of_ones_own(tmp_path):
 def test_what_decides_a_result_is_recorded():
     """All of a row but its words, what it starts from, and what a run records anyway."""
     row = ROWS["dpo"]
-    assert row.asked()["loss"] == "dpo beta 0.1"
+    assert row.asked()["loss"] == "dpo beta 0.1" and ROWS["mid-32k"].asked()["loss"] is None
     assert ROWS["anneal"].asked()["schedule"] == "wsd rate 1 decay 1 floor 0.1"
     changes = {"schedule": "wsd", "loss": "next-token"} | dict.fromkeys(("rate", "warmup", "decay", "floor"), 0.3)
     changes |= {"tail": 0.3, "beta": 0.3, "sft": 0.3}
