@@ -233,20 +233,22 @@ def train(
 
         print(table_text(stages or TABLE))
         return
-    from iqc.train.curriculum import MixtureSettings
+    from iqc.train.data.curriculum import MixtureSettings
 
     settings = TrainSettings(
-        stage, model, start, steps, epochs, batch_rows, micro_rows, context, optimizer.value, rate, save_every, seed,
-        precision.value if precision else "", recompute, loop, yarn, stages,
-        deterministic, tensorboard, engine.value, zero, offload.value, context_ranks,
-        audit_every, on_mismatch.value, on_spike.value, on_nan.value, on_stall.value, ema,
-    )  # fmt: skip
-    settings.mixture = MixtureSettings(
-        pairs("weight", weight or []), pairs("replay", replay or []), phase or [], valid_every, adapt,
-        pairs("reference", reference or []), least, most,
+        stage=stage, model=model, start=start, steps=steps, epochs=epochs, batch_rows=batch_rows, micro_rows=micro_rows,
+        context=context, optimizer=optimizer.value, rate=rate, save_every=save_every, seed=seed,
+        precision=precision.value if precision else "", recompute=recompute, loop=loop, yarn=yarn, stages=stages,
+        deterministic=deterministic, tensorboard=tensorboard, engine=engine.value, zero=zero, offload=offload.value,
+        context_ranks=context_ranks, audit_every=audit_every, on_mismatch=on_mismatch.value, on_spike=on_spike.value,
+        on_nan=on_nan.value, on_stall=on_stall.value, ema=ema,
+        mixture=MixtureSettings(
+            weights=pairs("weight", weight or []), replay=pairs("replay", replay or []), phases=phase or [],
+            valid_every=valid_every, adapt=adapt, reference=pairs("reference", reference or []), least=least, most=most,
+        ),
     )  # fmt: skip
     if dry_run:
-        from iqc.train.plan import numbers_of, run_plan
+        from iqc.train.plan.dry_run import numbers_of, run_plan
 
         print(run_plan(settings, inputs or [], numbers_of(gpus), gpu_gib))
         return

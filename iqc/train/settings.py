@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from iqc.train.curriculum import MixtureSettings
+from iqc.train.data.curriculum import MixtureSettings
 
 # Of weights, gradients and moments; and of the matrix products, where it is another (autocast).
 PRECISIONS = {
@@ -49,7 +49,7 @@ class TrainSettings:
     offload: str = "none"  # to the CPU, by DeepSpeed: optimizer, or all (weights too)
     context_ranks: int = 1  # that share each row
     audit_every: int = 0  # updates, of which one is computed twice and compared (iqc.train.audit); 0: no audit
-    on_mismatch: str = "repeat"  # these four: one of iqc.train.watch.POLICIES
+    on_mismatch: str = "repeat"  # these four: one of iqc.train.audit.watch.POLICIES
     on_spike: str = "note"
     on_nan: str = "stop"
     on_stall: str = "note"  # or stop

@@ -16,7 +16,7 @@ from torch import Tensor
 from iqc.errors import IqcError
 from iqc.tokens.dataset import Dataset
 from iqc.tokens.loader import Batch, Limits, assemble
-from iqc.train.domains import domain_losses, domain_sums
+from iqc.train.data.domains import domain_losses, domain_sums
 from iqc.train.engines.engine import Engine
 
 if TYPE_CHECKING:

@@ -26,27 +26,27 @@ from iqc.tokens.loader import Batch, Limits
 from iqc.tokens.special import PAD
 from iqc.tokens.tokenizer import Tokenizer
 from iqc.tokens.tokenizer import load as load_tokenizer
+from iqc.train.audit.guard import Guard
 from iqc.train.audit.messages import Ledger
+from iqc.train.audit.stalls import Stalls
+from iqc.train.audit.watch import RollBack
 from iqc.train.checkpoints import checkpoint_bytes
-from iqc.train.curriculum import with_weights
-from iqc.train.data import Data
+from iqc.train.data.curriculum import with_weights
+from iqc.train.data.feed import Data
+from iqc.train.data.sources import Sources, check_asked, open_held_out, open_sources
 from iqc.train.ema import Ema
 from iqc.train.engines.engine import Engine, check_engine, layout, make_engine
 from iqc.train.environment import deterministic
-from iqc.train.guard import Guard
-from iqc.train.layout import check_layout
 from iqc.train.losses import Loss, make_loss
+from iqc.train.plan.layout import check_layout
 from iqc.train.progress import Meter
 from iqc.train.ranks import Ranks
 from iqc.train.run import Run, find_checkpoint, lineage_inputs, weights_digest
 from iqc.train.settings import INDECISIVE, PRECISIONS, TrainSettings
-from iqc.train.sources import Sources, check_asked, open_held_out, open_sources
 from iqc.train.stages import TABLE, TrainingStage, learning_rate, mixture_weights, peak_rate
 from iqc.train.stages import stage as find_stage
-from iqc.train.stalls import Stalls
 from iqc.train.start import check_numbers, row_length, starting_model
 from iqc.train.step import evaluate, update
-from iqc.train.watch import RollBack
 
 
 def train(

@@ -1,7 +1,7 @@
 """The plan of a run before its first step, `iqc train --dry-run`: stage, updates, rates, memory sums, predicted speed.
 
-The sums are those of iqc.model.describe and iqc.train.layout, the speeds those of iqc.train.predict, with what each
-assumes. No weights are read and no row.
+The sums are those of iqc.model.describe and of `layout`, the speeds those of `predict`, with what each assumes. No
+weights are read and no row.
 """
 
 import math
@@ -14,13 +14,13 @@ import torch
 from iqc.errors import UsageError
 from iqc.model.config import ModelConfig, preset
 from iqc.model.describe import flops, parameters, section
-from iqc.train.curriculum import schedule, with_weights
+from iqc.train.data.curriculum import schedule, with_weights
+from iqc.train.data.sources import open_sources
 from iqc.train.engines.engine import check_engine, stage_of_zero
-from iqc.train.layout import GIB, ROOM, Layout, check_layout, fits, memory, remedy
-from iqc.train.predict import measured, predict, tokens_per_second
+from iqc.train.plan.layout import GIB, ROOM, Layout, check_layout, fits, memory, remedy
+from iqc.train.plan.predict import measured, predict, tokens_per_second
 from iqc.train.progress import peak_flops
 from iqc.train.settings import TrainSettings
-from iqc.train.sources import open_sources
 from iqc.train.stages import TABLE, TrainingStage, learning_rate, mixture_weights, peak_rate
 from iqc.train.stages import stage as find_stage
 from iqc.train.start import check_numbers, row_length, starting_config
@@ -30,8 +30,8 @@ COLUMNS = """\
   a row: GPUs that share one; rows: at a time, the least of an update; GiB of states, activations, and what is gathered
   or on its way, head and ring; share: model operations, of {peak:.0f} TFLOP/s; s: seconds of a micro-batch"""
 ASSUMED = """\
-  Assumed: products and attention as fast as measured on one H200 (iqc/train/measured.toml); a document fills its row;
-  keys, values, weights and gradients travel meanwhile, over {nvlink} GB/s into each of up to {node} GPUs (NVLink,
+  Assumed: products and attention as fast as measured on one H200 (iqc/train/plan/measured.toml); a document fills its
+  row; keys, values, weights and gradients travel meanwhile, over {nvlink} GB/s into each of up to {node} GPUs (NVLink,
   measured) and over {network} beyond. Nothing of this was measured on several GPUs."""
 
 

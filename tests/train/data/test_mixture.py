@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iqc.train.mixture import UNITS, Mixture, proportions
+from iqc.train.data.mixture import UNITS, Mixture, proportions
 
 SHARES = st.integers(0, 9) | st.sampled_from([997, UNITS - 1, UNITS])
 

@@ -22,7 +22,7 @@ from iqc.errors import UsageError
 from iqc.tokens.mix.lanes import Lane
 from iqc.tokens.mix.plan import plan
 from iqc.tokens.mix.recipe import Phase, Recipe, Wish
-from iqc.train.mixture import UNITS, proportions
+from iqc.train.data.mixture import UNITS, proportions
 
 ANY = 1e9  # epochs: a source may be repeated as often as its share wants
 

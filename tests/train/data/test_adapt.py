@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iqc.train.adapt import bounded, reweighted
+from iqc.train.data.adapt import bounded, reweighted
 
 NAMES = "abcde"
 SHARES = st.integers(2, 5).flatmap(

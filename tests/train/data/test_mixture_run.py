@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from iqc.errors import IqcError
-from iqc.train.curriculum import MixtureSettings
+from iqc.train.data.curriculum import MixtureSettings
 from iqc.train.run import find_checkpoint, read_metrics
 
 

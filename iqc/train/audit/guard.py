@@ -9,11 +9,11 @@ from torch import Tensor
 from iqc.tokens.loader import Batch
 from iqc.train.audit.audit import Audit
 from iqc.train.audit.messages import Ledger
+from iqc.train.audit.stalls import Stalls
+from iqc.train.audit.watch import Watch
 from iqc.train.engines.engine import Engine
 from iqc.train.run import read_metrics
 from iqc.train.settings import TrainSettings
-from iqc.train.stalls import Stalls
-from iqc.train.watch import Watch
 
 
 class Guard:

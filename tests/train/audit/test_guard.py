@@ -9,9 +9,9 @@ import pytest
 from iqc.errors import IqcError
 from iqc.model.config import PRESETS, ModelConfig
 from iqc.train.audit import faults
-from iqc.train.guard import Guard
+from iqc.train.audit.guard import Guard
+from iqc.train.audit.watch import read_events
 from iqc.train.run import find_checkpoint, read_metrics
-from iqc.train.watch import read_events
 
 
 def weights(run):

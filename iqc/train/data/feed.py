@@ -21,10 +21,10 @@ from iqc.streams.writer import write_file
 from iqc.tokens.dataset import Dataset
 from iqc.tokens.loader import Ahead, Batch, Limits, assemble
 from iqc.tokens.order import row_indices
-from iqc.train.adapt import reweighted
-from iqc.train.curriculum import MixtureSettings, schedule
-from iqc.train.mixture import Mixture, proportions
-from iqc.train.sources import Sources
+from iqc.train.data.adapt import reweighted
+from iqc.train.data.curriculum import MixtureSettings, schedule
+from iqc.train.data.mixture import Mixture, proportions
+from iqc.train.data.sources import Sources
 
 EVENTS = "mixture.jsonl"
 Measure = Callable[[Dataset], float]  # the mean loss over a set in nats a token, the same on all ranks

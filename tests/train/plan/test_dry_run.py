@@ -12,15 +12,15 @@ import torch
 from iqc.errors import IqcError, UsageError
 from iqc.model.config import PRESETS, ModelConfig, preset
 from iqc.model.decoder import Recompute
-from iqc.train.curriculum import MixtureSettings
-from iqc.train.layout import GIB, ROOM, Layout, check_layout, fits, memory, remedy
-from iqc.train.plan import numbers_of, picture, run_plan
-from iqc.train.predict import predict
+from iqc.train.data.curriculum import MixtureSettings
+from iqc.train.plan.dry_run import numbers_of, picture, run_plan
+from iqc.train.plan.layout import GIB, ROOM, Layout, check_layout, fits, memory, remedy
+from iqc.train.plan.predict import predict
 from iqc.train.settings import TrainSettings
 from iqc.train.stages import stages
 
 torch.set_num_threads(1)
-RESULTS = Path(__file__).resolve().parents[1] / "bench/results"
+RESULTS = Path(__file__).resolve().parents[2] / "bench/results"
 CONTEXT = 131_072
 LENGTHS = {name: config.max_position_embeddings for name, config in PRESETS.items()}
 

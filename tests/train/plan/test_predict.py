@@ -10,10 +10,10 @@ import pytest
 from iqc.model.config import preset
 from iqc.model.decoder import Recompute
 from iqc.model.describe import flops
-from iqc.train.layout import Layout
-from iqc.train.predict import attention_rate, measured, predict, product_rate, tokens_per_second, traffic
+from iqc.train.plan.layout import Layout
+from iqc.train.plan.predict import attention_rate, measured, predict, product_rate, tokens_per_second, traffic
 
-RESULTS = Path(__file__).resolve().parents[1] / "bench/results"
+RESULTS = Path(__file__).resolve().parents[2] / "bench/results"
 
 
 def cases() -> dict[str, dict]:

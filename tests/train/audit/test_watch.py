@@ -6,9 +6,9 @@ import time
 import pytest
 
 from iqc.errors import IqcError
+from iqc.train.audit.stalls import Stalls
+from iqc.train.audit.watch import EVENTS, RollBack, Watch, read_events, thresholds
 from iqc.train.ranks import Ranks
-from iqc.train.stalls import Stalls
-from iqc.train.watch import EVENTS, RollBack, Watch, read_events, thresholds
 
 LEAST = int(thresholds()["least"])
 

@@ -13,7 +13,7 @@ from iqc.streams.lineage import Input
 from iqc.tokens.dataset import Dataset, open_dataset
 from iqc.tokens.loader import Limits, in_order
 from iqc.tokens.mix.recipe import name_sources
-from iqc.train.curriculum import MixtureSettings, recipe_of
+from iqc.train.data.curriculum import MixtureSettings, recipe_of
 from iqc.train.start import check_rows, check_tokenizer, packings
 
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from iqc.errors import IqcError, UsageError
 from iqc.tokens.loader import Batch, Limits, batches
-from iqc.train.curriculum import MixtureSettings
-from iqc.train.data import EVENTS, Data
-from iqc.train.domains import domain_losses, domain_sums
-from iqc.train.sources import check_asked, open_held_out, open_sources
+from iqc.train.data.curriculum import MixtureSettings
+from iqc.train.data.domains import domain_losses, domain_sums
+from iqc.train.data.feed import EVENTS, Data
+from iqc.train.data.sources import check_asked, open_held_out, open_sources
 
 LIMITS = Limits(context=12, vocab_size=1_000_000, pad_id=7)
 SIZES = {"code": 23, "chat": 7, "math": 40}

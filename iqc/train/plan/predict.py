@@ -16,7 +16,7 @@ from typing import Any
 
 from iqc.model.config import ModelConfig, parameter_count
 from iqc.model.describe import flops
-from iqc.train.layout import Layout
+from iqc.train.plan.layout import Layout
 
 NEAR = 3.0  # times the hidden size of a measured shape, or a third of it: beyond, nothing is predicted
 
