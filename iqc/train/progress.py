@@ -32,6 +32,7 @@ from iqc.tokens.loader import Batch
 from iqc.train.ranks import Ranks
 
 TIMINGS = "timings.jsonl"
+WORTH_SAYING = 0.005  # of the time, for a wait to be shown; timings.jsonl has all
 WINDOW = 20  # updates of which the shown speed and the time that is left are a mean
 LINES = 10  # a run writes at least so many lines on standard error,
 EVERY = 60.0  # and one at least every so many seconds
@@ -155,7 +156,8 @@ class Meter:
         if self.peak:
             speed += f" ({operations / seconds / self.peak:.1%} of {self.peak / 1e12:,.0f} TFLOP/s, {self.device})"
         memory = f"{timings['memory'] / 2**30:.1f} GiB, at most {timings['memory_peak'] / 2**30:.1f}"
-        waits = [f"{spent / self.total:.1%} waiting for {what}" for what, spent in sorted(self.waited.items())]
+        shares = [(what, spent / self.total) for what, spent in sorted(self.waited.items())]
+        waits = [f"{share:.1%} waiting for {what}" for what, share in shares if share >= WORTH_SAYING]
         return ", ".join([*parts, speed, memory, *waits])
 
     def seconds_left(self, step: int) -> float:
