@@ -37,7 +37,7 @@ chain dir data model *args: (_install "")
 # All tests; with arguments, pytest's
 [group('check')]
 test *args: (_install "test")
-    python -m pytest -n auto --dist loadfile {{ args }}
+    python -m pytest -n auto --dist loadfile --no-loadscope-reorder {{ args }}
 
 # Style and format
 [group('check')]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,6 +14,14 @@ hypothesis.settings.register_profile("iqc", deadline=None)  # time tells of the 
 hypothesis.settings.load_profile("iqc")
 
 REPO = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests start several processes come first, then those with most tests: a long file at the end would
+    leave the other cores idle."""
+    slow = {item.path for item in items if "torchrun" in getattr(item, "fixturenames", ())}
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in slow, -sizes[item.path], item.path))
 
 
 @pytest.fixture(scope="session")
