@@ -72,21 +72,22 @@ def starting_config(settings: TrainSettings, stage: TrainingStage) -> tuple[Mode
     return config, checkpoint
 
 
-def starting_model(settings: TrainSettings, stage: TrainingStage, tokenizer: Tokenizer) -> tuple[Decoder, Path | None]:
-    """Fresh weights, or those of the checkpoint that the stage starts from."""
-    config, checkpoint = starting_config(settings, stage)
+def starting_model(
+    settings: TrainSettings, stage: TrainingStage, tokenizer: Tokenizer, config: ModelConfig, checkpoint: Path | None
+) -> Decoder:
+    """Fresh weights, or those of the checkpoint that the stage starts from; the last two as of `starting_config`."""
     if checkpoint is None:
         check_vocabulary(config, tokenizer, f"iqc tokenizer train --vocab-size {config.vocab_size}")
         config.eos_token_id = [tokenizer.control[EOS], tokenizer.control[PAD]]
         config.pad_token_id = tokenizer.control[PAD]
-        return Decoder(config, seed=settings.seed), None
+        return Decoder(config, seed=settings.seed)
     check_vocabulary(config, tokenizer, "use the tokenizer of the checkpoint")
     model = load_model(checkpoint)
     if settings.loop:
         model = fold(model)
     if yarn := settings.yarn or stage.yarn:
         extend_context(model.config, yarn)
-    return model, checkpoint
+    return model
 
 
 def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, remedy: str) -> None:

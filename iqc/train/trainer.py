@@ -18,6 +18,7 @@ from iqc import __version__
 from iqc.errors import IqcError, UsageError
 from iqc.kernels.ring import ProcessRing
 from iqc.model.compiled import compile_blocks
+from iqc.model.config import ModelConfig
 from iqc.model.decoder import Recompute
 from iqc.streams.lineage import Input, Stage, lineage_of
 from iqc.streams.runner import Counts, Settings, report
@@ -41,11 +42,11 @@ from iqc.train.losses import Loss, make_loss
 from iqc.train.plan.layout import check_layout
 from iqc.train.progress import Meter
 from iqc.train.ranks import Ranks
-from iqc.train.run import Run, find_checkpoint, lineage_inputs, weights_digest
+from iqc.train.run import Run, lineage_inputs, weights_digest
 from iqc.train.settings import INDECISIVE, PRECISIONS, TrainSettings
 from iqc.train.stages import TABLE, TrainingStage, learning_rate, mixture_weights, peak_rate
 from iqc.train.stages import stage as find_stage
-from iqc.train.start import check_numbers, row_length, starting_model
+from iqc.train.start import check_numbers, row_length, starting_config, starting_model
 from iqc.train.step import evaluate, update
 
 
@@ -55,13 +56,19 @@ def train(
     sources: Sources,
     tokenizer: Tokenizer,
     tokenizer_files: Path,
+    config: ModelConfig,
+    start: Path | None,
     directory: str,
     valid: list[str],
     ranks: Ranks,
     quiet: bool = False,
 ) -> dict:
-    """Run a stage to its end, or from where an earlier run stopped. Returns the counts for the summary."""
-    model, start = starting_model(settings, stage, tokenizer)
+    """Run a stage to its end, or from where an earlier run stopped. Returns the counts for the summary.
+
+    config, start: of `starting_config`.
+    """
+    begin = partial(starting_model, settings, stage, tokenizer, config, start)
+    model = begin()
     config = model.config
     context = row_length(settings, stage, config)
     limits = Limits(context, config.vocab_size, tokenizer.control[PAD], pairs=stage.loss == "dpo")
@@ -106,7 +113,7 @@ def train(
             model.together = ranks.sum
         if ranks.device.type == "cuda":
             compile_blocks(model)
-        loss = make_loss(stage, lambda: starting_model(settings, stage, tokenizer)[0].to(ranks.device), ranks.context)
+        loss = make_loss(stage, lambda: begin().to(ranks.device), ranks.context)
         size = checkpoint_bytes(config, PRECISIONS[precision][0], averaged=bool(settings.ema))
         engine = make_engine(settings, model, peak, precision, ranks)
         guard = Guard(settings, engine, ledger, data.batch_of, run.directory, run.newest)
@@ -268,17 +275,18 @@ def run_train(
     check_numbers(settings)
     if tokenizer is None and settings.start is None:
         raise UsageError("no tokenizer", remedy="--tokenizer DIR: the one that the sequences were packed with")
-    place = Path(tokenizer) if tokenizer else find_checkpoint(settings.start or "")
+    config, start = starting_config(settings, stage)  # reads all of a checkpoint, for its checksums: once
+    place = Path(tokenizer or start or "")
     loaded = load_tokenizer(place)
-    if tokenizer and settings.start:
-        own = load_tokenizer(find_checkpoint(settings.start))
-        if own.digest != loaded.digest:
-            raise IqcError("not the tokenizer of --from", where=tokenizer, remedy="leave --tokenizer out")
+    if tokenizer and start and load_tokenizer(start).digest != loaded.digest:
+        raise IqcError("not the tokenizer of --from", where=tokenizer, remedy="leave --tokenizer out")
     if settings.deterministic or settings.audit_every:
         deterministic()
     started = time.monotonic()
     with Ranks.start(settings.context_ranks) as ranks, open_sources(inputs) as sources:
-        done = train(settings, stage, sources, loaded, place, directory, valid, ranks, quiet or not ranks.main)
+        done = train(
+            settings, stage, sources, loaded, place, config, start, directory, valid, ranks, quiet or not ranks.main
+        )
     if not ranks.main:
         return
     counts = Counts(read=done["rows"], kept=done["rows"], extra=done)
